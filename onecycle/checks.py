@@ -1,0 +1,71 @@
+"""Checks of arguments where they enter; an error names the argument, what came and what fits."""
+
+import math
+import operator
+from collections.abc import Sequence
+from numbers import Real
+from typing import Any
+
+
+def integer(name: str, value: Any, *, low: int = 1) -> int:
+    """Return `value` as an int of at least `low`; a bool, a float or a string is refused."""
+    try:
+        number = operator.index(value)
+    except TypeError:
+        raise TypeError(f"{name} must be an integer, got {value!r}") from None
+    if isinstance(value, bool):
+        raise TypeError(f"{name} must be an integer, got {value!r}")
+    if number < low:
+        raise ValueError(f"{name} must be at least {low}, got {value!r}")
+    return number
+
+
+def real(
+    name: str,
+    value: Any,
+    *,
+    low: float = -math.inf,
+    high: float = math.inf,
+    open_low: bool = False,
+    open_high: bool = False,
+    allow_inf: bool = False,
+) -> float:
+    """Return `value` as a float within the interval; an open end is itself outside of it."""
+    if isinstance(value, bool) or not (isinstance(value, Real) or _is_scalar_array(value)):
+        raise TypeError(f"{name} must be a number, got {value!r}")
+    number = float(value)
+    inside = (low < number if open_low else low <= number) and (
+        number < high if open_high else number <= high
+    )
+    if not inside or (math.isinf(number) and not allow_inf):
+        left, right = "(" if open_low else "[", ")" if open_high else "]"
+        raise ValueError(f"{name} must lie in {left}{low:g}, {high:g}{right}, got {value!r}")
+    return number
+
+
+def positive(name: str, value: Any, *, allow_inf: bool = False) -> float:
+    """Return `value` as a finite float above zero."""
+    try:
+        return real(name, value, low=0.0, open_low=True, allow_inf=allow_inf)
+    except ValueError:
+        finite = "" if allow_inf else "finite and "
+        raise ValueError(f"{name} must be {finite}above 0, got {value!r}") from None
+
+
+def pair(name: str, value: Any) -> tuple[Any, Any]:
+    """Return `value` as a tuple of two."""
+    if isinstance(value, str) or not isinstance(value, Sequence) or len(value) != 2:
+        raise ValueError(f"{name} must be a pair such as (0.95, 0.85), got {value!r}")
+    return value[0], value[1]
+
+
+def choice(name: str, value: Any, options: Sequence[str]) -> str:
+    """Return `value` if it is one of `options`."""
+    if value not in options:
+        raise ValueError(f"{name} must be one of {', '.join(map(repr, options))}, got {value!r}")
+    return str(value)
+
+
+def _is_scalar_array(value: Any) -> bool:
+    """Zero-dimensional tensors and arrays count as numbers; a learning rate often is one."""
+    return getattr(value, "ndim", None) == 0 and hasattr(value, "__float__")
