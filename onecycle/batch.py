@@ -1,0 +1,125 @@
+"""Batches: nested tuples, lists and dicts of tensors, moved, split, counted and fed."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+TARGET_KEYS = ("target", "targets", "label", "labels", "y")
+
+
+def default_device() -> torch.device:
+    """Return cuda when there is one, else mps, else cpu."""
+    if torch.cuda.is_available():
+        return torch.device("cuda")
+    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+
+
+def to_device(batch: Any, device: torch.device) -> Any:
+    """Return `batch` with every tensor on `device`, moved without waiting; the rest as it is.
+
+    >>> to_device({"x": torch.ones(2), "ids": ["a", "b"]}, torch.device("cpu"))
+    {'x': tensor([1., 1.]), 'ids': ['a', 'b']}
+    """
+    if isinstance(batch, Tensor):
+        return batch.to(device, non_blocking=True)
+    if isinstance(batch, Mapping):
+        return {key: to_device(value, device) for key, value in batch.items()}
+    if isinstance(batch, tuple) and hasattr(batch, "_fields"):
+        return type(batch)(*(to_device(value, device) for value in batch))
+    if isinstance(batch, (tuple, list)):
+        return type(batch)(to_device(value, device) for value in batch)
+    return batch
+
+
+def split(batch: Any) -> tuple[Any, Any]:
+    """Return `batch` as (inputs, target); the target is None where there is none.
+
+    * a sequence: the last item is the target, those before it are the inputs; a sequence of one has
+      no target;
+    * a mapping: the target is under "target", "targets", "label", "labels" or "y"; the rest are the
+      inputs;
+    * anything else is the inputs.
+
+    >>> split(("x1", "x2", "y"))
+    (['x1', 'x2'], 'y')
+    >>> split({"x": 1, "label": 2})
+    ({'x': 1}, 2)
+    """
+    if isinstance(batch, Mapping):
+        key = next((key for key in TARGET_KEYS if key in batch), None)
+        inputs = {name: value for name, value in batch.items() if name != key}
+        return inputs, batch[key] if key is not None else None
+    if not isinstance(batch, (tuple, list)):
+        return batch, None
+    if len(batch) == 2:
+        return batch[0], batch[1]
+    if len(batch) == 1:
+        return batch[0], None
+    return list(batch[:-1]), batch[-1] if batch else None
+
+
+def require_target(batch: Any, target: Any) -> None:
+    """Refuse a training batch that has nothing to learn from."""
+    if target is not None:
+        return
+    if isinstance(batch, Mapping):
+        found = f"a mapping with the keys {list(batch)}"
+        remedy = f"put the target under one of {list(TARGET_KEYS)}"
+    else:
+        size = f" of {len(batch)}" if isinstance(batch, (tuple, list)) else ""
+        found, remedy = f"a {type(batch).__name__}{size}", "yield (inputs, target)"
+    raise ValueError(f"data: a batch without target, {found}; {remedy}")
+
+
+def forward(model: nn.Module, inputs: Any) -> Any:
+    """Return `model` of `inputs`: several inputs as arguments, a mapping as keyword arguments."""
+    if isinstance(inputs, Tensor):
+        return model(inputs)
+    if isinstance(inputs, Mapping):
+        return model(**inputs)
+    if isinstance(inputs, (tuple, list)):
+        return model(*inputs)
+    return model(inputs)
+
+
+def size(batch: Any) -> int:
+    """Return the number of samples: the length of the first tensor that has one.
+
+    >>> size(({"x": torch.zeros(3, 2)}, torch.zeros(3)))
+    3
+    """
+    if isinstance(batch, Tensor):
+        return len(batch) if batch.ndim else 1
+    parts = batch.values() if isinstance(batch, Mapping) else batch
+    if isinstance(batch, (Mapping, tuple, list)):
+        return next((n for n in map(size, parts) if n), 0)
+    return 0
+
+
+def detached(value: Any) -> Any:
+    """Return `value` with every tensor off the graph."""
+    if isinstance(value, Tensor):
+        return value.detach()
+    if isinstance(value, Mapping):
+        return {key: detached(item) for key, item in value.items()}
+    if isinstance(value, (tuple, list)):
+        return [detached(item) for item in value]
+    return value
+
+
+def concat(parts: list[Any]) -> Any:
+    """Return batches of one shape joined along the first dimension, inside tuples and dicts.
+
+    >>> concat([(torch.ones(1), torch.zeros(1)), (torch.ones(2), torch.zeros(2))])
+    (tensor([1., 1., 1.]), tensor([0., 0., 0.]))
+    """
+    first = parts[0]
+    if isinstance(first, Tensor):
+        return torch.cat(parts) if first.ndim else torch.stack(parts)
+    if isinstance(first, Mapping):
+        return {key: concat([part[key] for part in parts]) for key in first}
+    if isinstance(first, (tuple, list)):
+        return tuple(concat(list(column)) for column in zip(*parts, strict=True))
+    return parts

@@ -1,0 +1,300 @@
+"""Metrics: numbers of a whole validation set, exact however it was cut into batches.
+
+Three kinds are accepted wherever metrics are:
+
+* a `MeanMetric` such as `accuracy`: a mean over samples; two sums are kept on the device, nothing
+  else;
+* any other function of (pred, target): it is called once, with the predictions and targets of the
+  whole set, which are kept on the device until then;
+* any object with `update(pred, target)`, `compute()` and `reset()`, torchmetrics for one.
+"""
+
+import functools
+from collections.abc import Callable, Iterable
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor
+
+from onecycle.batch import concat
+
+RESERVED = ("epoch", "train_loss", "valid_loss", "lr", "seconds")
+
+
+@runtime_checkable
+class MetricObject(Protocol):
+    """An object that gathers batches and computes one number, as in torchmetrics."""
+
+    def update(self, pred: Any, target: Any) -> object:
+        """Take one batch."""
+        ...
+
+    def compute(self) -> Any:
+        """Return the value over all batches since the last reset."""
+        ...
+
+    def reset(self) -> object:
+        """Forget all batches."""
+        ...
+
+
+Metric = Callable[[Any, Any], Any] | MetricObject
+
+
+def _identity(value: Tensor) -> Tensor:
+    return value
+
+
+class MeanMetric:
+    """A metric that is a mean over samples, from a function that returns one value for each sample.
+
+    Use it as a decorator. Called on tensors it returns the mean; over a set it is the exact mean of
+    all samples. `finish` is applied to the mean at the very end.
+
+    >>> @MeanMetric
+    ... def distance(pred, target):
+    ...     return (pred - target).abs()
+    >>> distance(torch.tensor([1.0, 2.0]), torch.tensor([1.0, 4.0]))
+    tensor(1.)
+    """
+
+    def __init__(
+        self,
+        each: Callable[..., Tensor],
+        finish: Callable[[Tensor], Tensor] = _identity,
+    ) -> None:
+        functools.update_wrapper(self, each)
+        self.__name__: str = getattr(each, "__name__", type(each).__name__)
+        self.each = each
+        self.finish = finish
+
+    def __call__(self, pred: Tensor, target: Tensor, **options: Any) -> Tensor:
+        """Return the metric of one pair of tensors."""
+        return self.finish(_wide(self.each(pred, target, **options)).mean()).float()
+
+
+def _same_shape(pred: Tensor, target: Tensor) -> None:
+    """Refuse shapes that would broadcast: (64, 1) against (64,) is 64 x 64 differences."""
+    if pred.shape != target.shape:
+        raise ValueError(
+            f"pred and target must have one shape, got {tuple(pred.shape)} and "
+            f"{tuple(target.shape)}; add or drop the dimension of size 1 on one of them"
+        )
+
+
+@MeanMetric
+def accuracy(pred: Tensor, target: Tensor) -> Tensor:
+    """Share of samples whose largest score is the target's.
+
+    Shapes: pred (N, C, ...), target (N, ...) of classes.
+
+    >>> accuracy(torch.tensor([[0.1, 0.9], [0.8, 0.2]]), torch.tensor([1, 1]))
+    tensor(0.5000)
+    """
+    return pred.argmax(1) == target
+
+
+@MeanMetric
+def error_rate(pred: Tensor, target: Tensor) -> Tensor:
+    """One minus `accuracy`.
+
+    >>> error_rate(torch.tensor([[0.1, 0.9], [0.8, 0.2]]), torch.tensor([1, 1]))
+    tensor(0.5000)
+    """
+    return pred.argmax(1) != target
+
+
+@MeanMetric
+def top_k_accuracy(pred: Tensor, target: Tensor, k: int = 5) -> Tensor:
+    """Share of samples whose target is among the `k` largest scores: pred (N, C), target (N,).
+
+    Choose k by `functools.partial(top_k_accuracy, k=3)`. More than C means C.
+
+    >>> top_k_accuracy(torch.tensor([[0.1, 0.2, 0.7]]), torch.tensor([1]), k=2)
+    tensor(1.)
+    """
+    best = pred.topk(min(k, pred.shape[1]), dim=1).indices
+    return (best == target.unsqueeze(1)).any(1)
+
+
+@MeanMetric
+def mse(pred: Tensor, target: Tensor) -> Tensor:
+    """Mean squared error over all elements; pred and target of one shape.
+
+    >>> mse(torch.tensor([1.0, 3.0]), torch.tensor([1.0, 1.0]))
+    tensor(2.)
+    """
+    _same_shape(pred, target)
+    return (pred - target) ** 2
+
+
+@MeanMetric
+def mae(pred: Tensor, target: Tensor) -> Tensor:
+    """Mean absolute error over all elements; pred and target of one shape.
+
+    >>> mae(torch.tensor([1.0, 3.0]), torch.tensor([1.0, 1.0]))
+    tensor(1.)
+    """
+    _same_shape(pred, target)
+    return (pred - target).abs()
+
+
+@functools.partial(MeanMetric, finish=torch.sqrt)
+def rmse(pred: Tensor, target: Tensor) -> Tensor:
+    """Root of the mean squared error over all elements of the set, not a mean of roots.
+
+    >>> rmse(torch.tensor([1.0, 5.0]), torch.tensor([1.0, 1.0]))
+    tensor(2.8284)
+    """
+    _same_shape(pred, target)
+    return (pred - target) ** 2
+
+
+class Mean:
+    """A running mean on the device: a sum and the number of values in it."""
+
+    def __init__(self) -> None:
+        self.total: Tensor | None = None
+        self.weight = 0
+
+    def add(self, total: Tensor, weight: int) -> None:
+        """Take the sum of `weight` values."""
+        self.total = total if self.total is None else self.total + total
+        self.weight += weight
+
+    def value(self) -> Tensor:
+        """Return the mean of all values taken."""
+        return torch.tensor(float("nan")) if self.total is None else self.total / self.weight
+
+
+class Scores:
+    """The loss and the metrics of one pass over a set.
+
+    Args:
+        metrics: as the module describes; names must differ.
+        loss_name: the key of the mean loss.
+
+    Raises:
+        TypeError: something that is no metric.
+        ValueError: two metrics of one name, or the name of another column.
+    """
+
+    def __init__(self, metrics: Iterable[Metric], loss_name: str = "valid_loss") -> None:
+        self.loss_name = loss_name
+        self.loss = Mean()
+        self.gatherers = {name: _gatherer(metric) for name, metric in named(metrics).items()}
+
+    def add(self, pred: Any, target: Any, loss: Tensor, n: int) -> None:
+        """Take one batch of `n` samples."""
+        self.loss.add(_wide(loss) * n, n)
+        for name, gatherer in self.gatherers.items():
+            _call(name, gatherer.update, pred, target)
+
+    def compute(self) -> dict[str, float]:
+        """Return every number, read from the device once.
+
+        Raises:
+            ValueError: there was no batch, or a metric raised or returned something else than one
+            number.
+        """
+        if not self.loss.weight:
+            raise ValueError(
+                f"{self.loss_name}: the data is empty, it must yield at least one batch"
+            )
+        values = [self.loss.value()]
+        for name, gatherer in self.gatherers.items():
+            values.append(_scalar(name, _call(name, gatherer.compute)))
+        numbers = torch.stack([value.to(values[0].device) for value in values]).tolist()
+        return dict(zip([self.loss_name, *self.gatherers], numbers, strict=True))
+
+
+def named(metrics: Iterable[Metric]) -> dict[str, Metric]:
+    """Return the metrics by name, in order.
+
+    >>> list(named([accuracy, functools.partial(top_k_accuracy, k=3)]))
+    ['accuracy', 'top_k_accuracy']
+    """
+    if callable(metrics) or not isinstance(metrics, Iterable):
+        raise TypeError(f"metrics must be a list of metrics, got {metrics!r}: put it in brackets")
+    result: dict[str, Metric] = {}
+    for metric in metrics:
+        if isinstance(metric, type) or not (callable(metric) or isinstance(metric, MetricObject)):
+            raise TypeError(
+                "metrics must hold functions of (pred, target) or objects with update, compute "
+                f"and reset, got {metric!r}"
+            )
+        name = _name(metric)
+        if name in result or name in RESERVED:
+            raise ValueError(f"metrics must have names of their own, {name!r} is taken")
+        result[name] = metric
+    return result
+
+
+class _MeanGatherer:
+    """Keeps the sum and the count of a MeanMetric."""
+
+    def __init__(self, metric: MeanMetric, options: dict[str, Any]) -> None:
+        self.metric, self.options, self.mean = metric, options, Mean()
+
+    def update(self, pred: Any, target: Any) -> None:
+        each = _wide(self.metric.each(pred, target, **self.options))
+        self.mean.add(each.sum(), each.numel())
+
+    def compute(self) -> Tensor:
+        return self.metric.finish(self.mean.value())
+
+
+class _WholeSetGatherer:
+    """Keeps all predictions and targets for a function that is no mean."""
+
+    def __init__(self, function: Callable[[Any, Any], Any]) -> None:
+        self.function = function
+        self.pairs: list[tuple[Any, Any]] = []
+
+    def update(self, pred: Any, target: Any) -> None:
+        self.pairs.append((pred, target))
+
+    def compute(self) -> Any:
+        preds, targets = zip(*self.pairs, strict=True)
+        return self.function(concat(list(preds)), concat(list(targets)))
+
+
+def _gatherer(metric: Metric) -> MetricObject | _MeanGatherer | _WholeSetGatherer:
+    if isinstance(metric, MeanMetric):
+        return _MeanGatherer(metric, {})
+    if isinstance(metric, functools.partial) and isinstance(metric.func, MeanMetric):
+        return _MeanGatherer(metric.func, metric.keywords)
+    if isinstance(metric, MetricObject):
+        metric.reset()
+        return metric
+    return _WholeSetGatherer(metric)
+
+
+def _name(metric: Any) -> str:
+    if isinstance(metric, functools.partial):
+        return _name(metric.func)
+    return str(getattr(metric, "__name__", None) or type(metric).__name__)
+
+
+def _scalar(name: str, value: Any) -> Tensor:
+    try:
+        tensor = torch.as_tensor(value)
+    except (TypeError, ValueError, RuntimeError):
+        raise TypeError(f"metrics: {name!r} must return one number, got {value!r}") from None
+    if tensor.numel() != 1:
+        shape = tuple(tensor.shape)
+        raise ValueError(f"metrics: {name!r} must return one number, got a shape of {shape}")
+    return _wide(tensor.detach().reshape(()))
+
+
+def _call(name: str, method: Callable[..., Any], *args: Any) -> Any:
+    """Call a user's metric; what goes wrong in it is told with its name."""
+    try:
+        return method(*args)
+    except Exception as error:
+        raise ValueError(f"metrics: {name!r} raised {type(error).__name__}: {error}") from error
+
+
+def _wide(value: Tensor) -> Tensor:
+    """Return `value` in double precision, so that sums of counts are exact; mps has single only."""
+    return value.float() if value.device.type == "mps" else value.double()

@@ -1,0 +1,227 @@
+"""Optimizers: parameter groups by layer and by weight decay; reading and writing lr, mom and wd.
+
+A *layer group* is what a user means by a group: a part of the model with a learning rate of its
+own. Each becomes up to two groups of the torch optimizer, one with weight decay and one without
+(biases, norm layers). The torch groups remember both facts under the keys `layer_group` and
+`decay`, which `state_dict` keeps.
+"""
+
+import inspect
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from onecycle import checks
+
+Group = dict[str, Any]
+OptFunc = Callable[..., torch.optim.Optimizer]
+Splitter = Callable[[nn.Module], Iterable[Iterable[nn.Parameter]]]
+LR = float | slice | Sequence[float]
+
+
+def build(
+    model: nn.Module,
+    opt_func: OptFunc | torch.optim.Optimizer,
+    wd: float | None = 0.01,
+    splitter: Splitter | None = None,
+) -> torch.optim.Optimizer:
+    """Return the optimizer of `model`.
+
+    Args:
+        model: its parameters are trained.
+        opt_func: a torch optimizer class, a factory that takes parameter groups, or a finished
+            optimizer, which is used as it is.
+        wd: weight decay of everything but biases and norm layers. None, or a `weight_decay` set by
+            the factory, leaves the optimizer's own value.
+        splitter: model -> one list of parameters for each layer group; None makes one group.
+
+    Raises:
+        TypeError: `opt_func` makes no optimizer, or one that needs a closure.
+        ValueError: `splitter` does not cover each trainable parameter once, or the optimizer holds
+            none of them.
+
+    >>> opt = build(nn.Linear(2, 1), torch.optim.SGD, wd=0.1)
+    >>> [(group["weight_decay"], len(group["params"])) for group in opt.param_groups]
+    [(0.1, 1), (0.0, 1)]
+    """
+    if isinstance(opt_func, torch.optim.Optimizer):
+        if splitter is not None:
+            raise ValueError("splitter cannot regroup a finished optimizer: pass its class instead")
+        opt = opt_func
+    elif callable(opt_func):
+        opt = opt_func(_torch_groups(layer_groups(model, splitter)))
+    else:
+        raise TypeError(f"opt_func must be a torch optimizer class or factory, got {opt_func!r}")
+    _check(opt, model)
+    if opt is not opt_func and wd is not None and not _sets_decay(opt):
+        write(opt, "wd", [checks.real("wd", wd, low=0.0)])
+    return opt
+
+
+def layer_groups(model: nn.Module, splitter: Splitter | None) -> list[list[nn.Parameter]]:
+    """Return the parameters of each layer group; together they hold each trainable one once."""
+    if splitter is None:
+        return [list(model.parameters())]
+    groups = [list(group) for group in splitter(model)]
+    listed = [id(parameter) for group in groups for parameter in group]
+    missing = [n for n, p in model.named_parameters() if p.requires_grad and id(p) not in listed]
+    if missing:
+        raise ValueError(
+            f"splitter must return every trainable parameter, {missing[0]!r} is missing"
+        )
+    if len(listed) != len(set(listed)):
+        raise ValueError("splitter must return each parameter once, one is in two places")
+    if not all(groups):
+        raise ValueError("splitter must return groups with parameters in them, one is empty")
+    return groups
+
+
+def n_groups(opt: torch.optim.Optimizer) -> int:
+    """Return the number of layer groups."""
+    return 1 + max(_layer_group(i, group) for i, group in enumerate(opt.param_groups))
+
+
+def spread(name: str, lr: LR, n: int) -> list[float]:
+    """Return one learning rate for each of `n` layer groups.
+
+    A number is for all; `slice(a, b)` is geometric from a to b; `slice(b)` is b for the last group
+    and b / 10 for the others; a list is taken as it is.
+
+    Raises:
+        ValueError, TypeError: a rate that is not above 0, or a list of another length; it names
+        `name`.
+
+    >>> spread("lr", slice(1e-4, 1e-2), 3)
+    [0.0001, 0.001, 0.01]
+    >>> spread("lr", slice(1e-2), 3)
+    [0.001, 0.001, 0.01]
+    """
+    if isinstance(lr, slice):
+        return _spread_slice(name, lr, n)
+    if not isinstance(lr, (list, tuple)):
+        return [checks.positive(name, lr)] * n
+    if len(lr) != n:
+        raise ValueError(f"{name} must have one value for each of the {n} layer groups, got {lr!r}")
+    return [checks.positive(name, value) for value in lr]
+
+
+def write(opt: torch.optim.Optimizer, name: str, values: Sequence[float]) -> None:
+    """Set a hyper-parameter in place, one value for each layer group or one for all.
+
+    Args:
+        opt: the optimizer.
+        name: "lr", "mom" (`momentum`, or the first of the `betas`), "wd" (only where decay is
+            wanted) or any other key of the groups.
+        values: one number, or one for each layer group.
+    """
+    for i, group in enumerate(opt.param_groups):
+        value = values[_layer_group(i, group)] if len(values) > 1 else values[0]
+        if name == "mom":
+            _write_momentum(group, value)
+        elif name == "wd":
+            group["weight_decay"] = value if group.get("decay", True) else 0.0
+        elif isinstance(group.get(name), Tensor):
+            group[name].fill_(value)
+        else:
+            group[name] = value
+
+
+def read(opt: torch.optim.Optimizer, name: str) -> float:
+    """Return "lr", "mom", "wd" or another key of the last group; nan where there is none."""
+    group = opt.param_groups[-1]
+    if name == "mom":
+        return float(group["betas"][0] if "betas" in group else group.get("momentum", float("nan")))
+    return float(group.get("weight_decay" if name == "wd" else name, float("nan")))
+
+
+def current(opt: torch.optim.Optimizer, name: str) -> list[float]:
+    """Return a hyper-parameter of each layer group, by its key in the optimizer's groups."""
+    values = {
+        _layer_group(i, group): float(group[name]) for i, group in enumerate(opt.param_groups)
+    }
+    return [values[i] for i in sorted(values)]
+
+
+def has_momentum(opt: torch.optim.Optimizer) -> bool:
+    """Tell whether every group has a momentum in use: betas, or a `momentum` above 0.
+
+    >>> has_momentum(build(nn.Linear(2, 1), torch.optim.SGD))
+    False
+    """
+    return all("betas" in group or group.get("momentum", 0) > 0 for group in opt.param_groups)
+
+
+@contextmanager
+def preserved(opt: torch.optim.Optimizer) -> Iterator[None]:
+    """Put every hyper-parameter back to what it was before the block, whatever happened in it."""
+    before = [{k: _copy(v) for k, v in g.items() if k != "params"} for g in opt.param_groups]
+    try:
+        yield
+    finally:
+        for group, values in zip(opt.param_groups, before, strict=True):
+            for key, value in values.items():
+                if isinstance(value, Tensor) and isinstance(group[key], Tensor):
+                    group[key].copy_(value)
+                else:
+                    group[key] = value
+
+
+def _torch_groups(groups: list[list[nn.Parameter]]) -> list[Group]:
+    """Return each layer group as a torch group with decay and one without, empty ones left out."""
+    torch_groups: list[Group] = []
+    for i, parameters in enumerate(groups):
+        # Scales and biases have one dimension; shrinking those only fights the normalisation.
+        for decay in (True, False):
+            chosen = [p for p in parameters if (p.ndim > 1) == decay]
+            if chosen:
+                torch_groups.append({"params": chosen, "layer_group": i, "decay": decay})
+    return torch_groups
+
+
+def _check(opt: Any, model: nn.Module) -> None:
+    """Refuse what is no optimizer, needs a closure, or trains another model."""
+    if not isinstance(opt, torch.optim.Optimizer):
+        raise TypeError(f"opt_func must return a torch optimizer, got {opt!r}")
+    closure = inspect.signature(opt.step).parameters.get("closure")
+    if closure is not None and closure.default is closure.empty:
+        name = type(opt).__name__
+        raise TypeError(f"opt_func: {name} needs a closure, which the loop does not give it")
+    own = {id(p) for p in model.parameters()}
+    if not any(id(p) in own for group in opt.param_groups for p in group["params"]):
+        raise ValueError("opt_func holds no parameter of model: build it from model.parameters()")
+
+
+def _sets_decay(opt: torch.optim.Optimizer) -> bool:
+    """Tell whether the factory chose a weight decay, or the optimizer knows of none."""
+    known = inspect.signature(type(opt)).parameters.get("weight_decay")
+    return known is None or opt.defaults.get("weight_decay") != known.default
+
+
+def _spread_slice(name: str, lr: slice, n: int) -> list[float]:
+    if lr.step is not None or lr.stop is None:
+        raise ValueError(f"{name} must be slice(last) or slice(first, last), got {lr!r}")
+    last = checks.positive(name, lr.stop)
+    if lr.start is None:
+        return [last / 10] * (n - 1) + [last]
+    first = checks.positive(name, lr.start)
+    ratio = last / first
+    return [first * ratio ** (i / (n - 1)) for i in range(n - 1)] + [last]
+
+
+def _layer_group(i: int, group: Group) -> int:
+    """Return the layer group of torch group `i`; an optimizer not built here has one for each."""
+    return int(group.get("layer_group", i))
+
+
+def _write_momentum(group: Group, value: float) -> None:
+    if "betas" in group:
+        group["betas"] = (value, *group["betas"][1:])
+    else:
+        group["momentum"] = value
+
+
+def _copy(value: Any) -> Any:
+    return value.clone() if isinstance(value, Tensor) else value

@@ -1,0 +1,122 @@
+"""What an LR sweep says: lag-free smoothing, landmarks, one suggestion with a band.
+
+Everything is computed in log10 of the learning rate, on the finite prefix of the curve. The whole
+curve is there when it is judged, so the smoothing looks both ways: a moving average would drag the
+minimum to the right.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from onecycle.smoothing import Array, local_lines
+
+WIDTH = 0.12  # decades, standard deviation of the kernel
+GIVE_BACK = 0.25  # share of the descent that is lost again where the curve counts as diverging
+MIN_POINTS = 10
+NO_DESCENT = (
+    "no descent: already trained, frozen, or the range is too small; keep the last max_lr or widen "
+    "start_lr and end_lr"
+)
+
+
+@dataclass(frozen=True)
+class Suggestion:
+    """What `suggest` found; every learning rate is nan where the curve does not show it."""
+
+    lr: float
+    """The learning rate to take, sqrt(steepest divergence) kept within the band."""
+    band: tuple[float, float]
+    """From the steepest point to half of the divergence."""
+    confidence: str
+    """"high", "low" or "none"."""
+    reason: str
+    """Why the confidence is not high, in a sentence."""
+    points: dict[str, float]
+    """The learning rates of the landmarks: "steepest", "minimum", "divergence"."""
+
+
+def smooth(lrs: Array, losses: Array) -> Array:
+    """Return `losses` without their noise, by local lines in log10(lr).
+
+    >>> lrs = np.logspace(-5, 0, 50)
+    >>> bool(np.allclose(smooth(lrs, 3.0 - np.log10(lrs)), 3.0 - np.log10(lrs)))
+    True
+    """
+    return local_lines(np.log10(lrs), losses, WIDTH)
+
+
+def finite_prefix(lrs: Any, losses: Any) -> tuple[Array, Array]:
+    """Return both as arrays, cut before the first loss that is not finite."""
+    x, y = np.asarray(lrs, dtype=np.float64), np.asarray(losses, dtype=np.float64)
+    bad = np.flatnonzero(~np.isfinite(y))
+    n = bad[0] if len(bad) else len(y)
+    return x[:n], y[:n]
+
+
+def suggest(lrs: Any, losses: Any) -> Suggestion:
+    """Return the suggestion of a sweep; it never raises on a short, flat or ragged curve.
+
+    lr = sqrt(steepest divergence), kept within [steepest, divergence / 1.5]: between the point
+    where the loss falls fastest and the point where it has given back a quarter of its descent.
+
+    Args:
+        lrs: rising learning rates.
+        losses: the training loss at each; cut at the first that is not finite.
+
+    >>> lrs = np.logspace(-6, 1, 100)
+    >>> losses = 2.3 - 2 / (1 + (1e-3 / lrs) ** 2) + np.minimum(lrs, 5) ** 2
+    >>> 1e-3 < suggest(lrs, losses).lr < 0.5
+    True
+    """
+    x, y = finite_prefix(lrs, losses)
+    if len(y) < MIN_POINTS:
+        return _nothing(f"only {len(y)} finite losses, {MIN_POINTS} are needed: lower start_lr")
+    # The explosion at the end must not be smeared over the descent before it.
+    level = float(np.median(y[: max(3, len(y) // 10)]))
+    lowest = float(np.min(y))
+    curve = smooth(x, np.minimum(y, level + max(level - lowest, 0.0)))
+    bottom = int(np.argmin(curve))
+    drop = level - float(curve[bottom])
+    noise = _noise(y[: bottom + 1] - curve[: bottom + 1])
+    if drop <= 3.0 * noise or drop <= 1e-3 * abs(level) or bottom == 0:
+        return _nothing(NO_DESCENT)
+    slope = np.gradient(curve, np.log10(x))
+    steepest = int(np.argmin(slope[: bottom + 1]))
+    lost = np.flatnonzero(curve[bottom:] > curve[bottom] + GIVE_BACK * drop)
+    reached = len(lost) > 0 or len(y) < len(np.asarray(losses))
+    divergence = bottom + int(lost[0]) if len(lost) else len(x) - 1
+    return _found(x[steepest], x[bottom], x[divergence], reached, drop > 6.0 * noise)
+
+
+def _found(
+    steepest: float, minimum: float, divergence: float, reached: bool, clear: bool
+) -> Suggestion:
+    lr = math.sqrt(steepest * divergence)
+    lr = max(steepest, min(lr, divergence / 1.5))
+    reasons = [] if reached else ["the loss did not diverge: raise end_lr"]
+    reasons += [] if clear else ["the descent is hardly above the noise: raise num_it"]
+    return Suggestion(
+        lr=float(lr),
+        band=(float(steepest), float(max(steepest, divergence / 2))),
+        confidence="low" if reasons else "high",
+        reason="; ".join(reasons),
+        points={
+            "steepest": float(steepest),
+            "minimum": float(minimum),
+            "divergence": float(divergence) if reached else float("nan"),
+        },
+    )
+
+
+def _nothing(reason: str) -> Suggestion:
+    nan = float("nan")
+    points = {"steepest": nan, "minimum": nan, "divergence": nan}
+    return Suggestion(nan, (nan, nan), "none", reason, points)
+
+
+def _noise(residuals: Array) -> float:
+    """Return a standard deviation from the median absolute deviation: outliers do not count."""
+    return 1.4826 * float(np.median(np.abs(residuals - np.median(residuals))))
