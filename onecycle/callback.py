@@ -1,0 +1,216 @@
+"""The contract of callbacks: the events, the base class, the signals that stop, the dispatch.
+
+The loop, with every event in its place; `learn` is the Learner, the only argument of every hook:
+
+    on_train_begin
+      on_epoch_begin
+        on_batch_begin          learn.batch is there, on the device; replace it to change it
+          on_loss_begin         learn.pred is there
+          on_backward_begin     learn.loss is there
+          on_backward_end       gradients are there, unscaled and clipped when a step follows
+          on_step_end           the optimizer has stepped; not fired while gradients accumulate
+        on_batch_end
+        on_validate_begin
+          on_validate_batch_end   learn.batch, learn.pred and learn.loss of a validation batch
+        on_validate_end
+      on_epoch_end              the history's row of this epoch is complete
+    on_train_end                always fires, whatever happened
+
+An event reaches every callback that has the hook, in the order of the list. A signal raised in a
+hook takes effect when its event is over, so all callbacks see the same events; of several signals
+the widest holds.
+"""
+
+from __future__ import annotations
+
+import difflib
+import sys
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from onecycle.learner import Learner
+
+EVENTS = (
+    "on_train_begin",
+    "on_epoch_begin",
+    "on_batch_begin",
+    "on_loss_begin",
+    "on_backward_begin",
+    "on_backward_end",
+    "on_step_end",
+    "on_batch_end",
+    "on_validate_begin",
+    "on_validate_batch_end",
+    "on_validate_end",
+    "on_epoch_end",
+    "on_train_end",
+)
+
+
+class Cancel(Exception):  # noqa: N818 - a signal, not an error
+    """Base of the signals that stop a part of the loop."""
+
+    width = 0
+
+
+class CancelBatch(Cancel):
+    """Skip the rest of this batch. Raised before the step, it drops the batch's gradients."""
+
+    width = 1
+
+
+class CancelEpoch(Cancel):
+    """Skip the rest of this epoch, its validation included."""
+
+    width = 2
+
+
+class CancelTrain(Cancel):
+    """Stop training. The epoch's and the training's end events still fire."""
+
+    width = 3
+
+
+class Callback:
+    """Base of all callbacks: override the hooks you need; each takes the learner.
+
+    A callback keeps no tie to a learner and may be used again. What it must remember when a run is
+    resumed goes through `state_dict` and `load_state_dict`, as plain numbers, strings, lists, dicts
+    and tensors.
+
+    Raises:
+        TypeError: when a subclass defines an `on_...` method that is no event; it names the nearest
+            one.
+
+    >>> class PrintLoss(Callback):
+    ...     def on_batch_end(self, learn):
+    ...         print(f"{learn.step}: {learn.loss:.3f}")
+    """
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        """Refuse a method that looks like a hook and would never be called."""
+        super().__init_subclass__(**kwargs)
+        for name in vars(cls):
+            if name.startswith("on_") and name not in EVENTS:
+                near = difflib.get_close_matches(name, EVENTS, n=1, cutoff=0.0)[0]
+                raise TypeError(f"{cls.__name__}.{name} is no event; did you mean {near}?")
+
+    def on_train_begin(self, learn: Learner) -> None:
+        """Fit begins: the plan (n_epochs, total_steps) is known."""
+
+    def on_epoch_begin(self, learn: Learner) -> None:
+        """An epoch begins: the model is in training mode."""
+
+    def on_batch_begin(self, learn: Learner) -> None:
+        """A training batch is in learn.batch, on the device."""
+
+    def on_loss_begin(self, learn: Learner) -> None:
+        """The model's output is in learn.pred."""
+
+    def on_backward_begin(self, learn: Learner) -> None:
+        """The loss of the batch is in learn.loss."""
+
+    def on_backward_end(self, learn: Learner) -> None:
+        """Gradients are there, unscaled and clipped when a step follows."""
+
+    def on_step_end(self, learn: Learner) -> None:
+        """The optimizer has stepped and gradients are cleared; learn.step counts this step."""
+
+    def on_batch_end(self, learn: Learner) -> None:
+        """A training batch is over, cancelled or not."""
+
+    def on_validate_begin(self, learn: Learner) -> None:
+        """The epoch's validation begins."""
+
+    def on_validate_batch_end(self, learn: Learner) -> None:
+        """A validation batch is over."""
+
+    def on_validate_end(self, learn: Learner) -> None:
+        """The epoch's validation is over; its results are in learn.scores."""
+
+    def on_epoch_end(self, learn: Learner) -> None:
+        """An epoch is over and its row is the last of learn.recorder.history."""
+
+    def on_train_end(self, learn: Learner) -> None:
+        """Fit is over, by its plan, a signal, an error or Ctrl-C."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what must survive a resume."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take back what `state_dict` returned."""
+
+
+Hook = Callable[["Learner"], None]
+Hooks = dict[str, tuple[Hook, ...]]
+
+
+def as_callbacks(callbacks: Any) -> list[Callback]:
+    """Return a list of callbacks from one or several, instances or classes without arguments.
+
+    >>> as_callbacks(Callback)  # doctest: +ELLIPSIS
+    [<onecycle.callback.Callback object at ...>]
+    """
+    single = isinstance(callbacks, (Callback, type)) or not isinstance(callbacks, Iterable)
+    items = [callbacks] if single else list(callbacks)
+    result = [item() if _is_callback_class(item) else item for item in items]
+    for item in result:
+        if not isinstance(item, Callback):
+            raise TypeError(f"callbacks must hold onecycle.Callback objects, got {item!r}")
+    return result
+
+
+def dispatch(callbacks: Iterable[Callback]) -> Hooks:
+    """Return for each event the bound hooks that are really overridden, in order."""
+    callbacks = list(callbacks)
+    return {
+        event: tuple(getattr(cb, event) for cb in callbacks if _overrides(cb, event))
+        for event in EVENTS
+    }
+
+
+def fire(hooks: tuple[Hook, ...], learn: Learner) -> None:
+    """Call every hook; raise the widest signal at the end, any other error at once with a note."""
+    signal: Cancel | None = None
+    for hook in hooks:
+        try:
+            hook(learn)
+        except Cancel as raised:
+            signal = raised if signal is None or raised.width > signal.width else signal
+        except Exception as error:
+            _note(error, hook)
+            raise
+    if signal is not None:
+        raise signal
+
+
+def fire_all(hooks: tuple[Hook, ...], learn: Learner) -> None:
+    """Call every hook even when some fail, then raise the first error."""
+    failure: BaseException | None = None
+    for hook in hooks:
+        try:
+            fire((hook,), learn)
+        except Cancel:
+            continue
+        except BaseException as error:  # noqa: BLE001 - raised below, once all callbacks have ended
+            failure = failure or error
+    if failure is not None:
+        raise failure
+
+
+def _is_callback_class(item: Any) -> bool:
+    return isinstance(item, type) and issubclass(item, Callback)
+
+
+def _overrides(callback: Callback, event: str) -> bool:
+    hook = getattr(callback, event)
+    return getattr(hook, "__func__", hook) is not getattr(Callback, event)
+
+
+def _note(error: Exception, hook: Hook) -> None:
+    """Say which callback failed in which event; Python 3.10 has no notes."""
+    if sys.version_info >= (3, 11):
+        owner = type(getattr(hook, "__self__", hook)).__name__
+        error.add_note(f"raised by the callback {owner} in {getattr(hook, '__name__', 'a hook')}")

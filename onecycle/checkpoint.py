@@ -1,0 +1,111 @@
+"""The file around a state: written whole or not at all, read without running code."""
+
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+FORMAT = 1
+
+
+def save(path: str | os.PathLike[str], state: dict[str, Any]) -> Path:
+    """Write `state` to `path` atomically and return the path; a missing folder is made.
+
+    The bytes go to a temporary file beside the target, reach the disk, and only then take its name,
+    so a crash leaves either the old file or the new one.
+
+    Raises:
+        OSError: the file cannot be written; what was there before is still there.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            torch.save({"format": FORMAT, **state}, file)
+            file.flush()
+            os.fsync(file.fileno())
+        Path(temporary).replace(path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+    _sync_folder(path.parent)
+    return path
+
+
+def load(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """Return the state in `path`, its tensors on the CPU. Nothing in the file is run.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the file is damaged, or not one of ours.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"path: there is no file {str(path)!r}")
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        raise ValueError(f"path: {str(path)!r} cannot be read as a checkpoint: {error}") from error
+    if not isinstance(state, dict) or state.get("format") != FORMAT:
+        raise ValueError(f"path: {str(path)!r} is not a file that Learner.save wrote")
+    return state
+
+
+def restore(
+    path: str | os.PathLike[str], model: nn.Module, opt: torch.optim.Optimizer | None
+) -> None:
+    """Load a file of `save` into `model` and, unless None, `opt`; an error changes neither.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is damaged, or of another model or optimizer; the message has the first
+        difference.
+    """
+    saved = load(path)
+    difference = first_difference(model.state_dict(), saved["model"])
+    if difference is not None:
+        raise ValueError(f"path: {str(path)!r} is of another model: {difference}")
+    if opt is not None:
+        kind, wanted = saved["optimizer"]["class"], type(opt).__name__
+        if kind != wanted:
+            raise ValueError(
+                f"path: {str(path)!r} is of the optimizer {kind}, this learner has {wanted}; "
+                "load(path, with_opt=False) takes the model alone"
+            )
+        opt.load_state_dict(saved["optimizer"]["state"])
+    model.load_state_dict(saved["model"])
+
+
+def states(model: nn.Module, opt: torch.optim.Optimizer) -> dict[str, Any]:
+    """Return what a file holds of a model and its optimizer."""
+    return {
+        "model": model.state_dict(),
+        "optimizer": {"class": type(opt).__name__, "state": opt.state_dict()},
+    }
+
+
+def first_difference(wanted: dict[str, Any], found: dict[str, Any]) -> str | None:
+    """Return where two model states first differ in name or shape, in words; None if they fit."""
+    for name, tensor in wanted.items():
+        if name not in found:
+            return f"{name!r} is missing in the file"
+        here, there = tuple(tensor.shape), tuple(found[name].shape)
+        if here != there:
+            return f"{name!r} is {here} in the model and {there} in the file"
+    extra = next((name for name in found if name not in wanted), None)
+    return None if extra is None else f"{extra!r} is in the file and not in the model"
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make the new name last; Windows cannot open a folder and does without."""
+    if os.name == "nt":
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -1,0 +1,86 @@
+"""One pass over a loader in evaluation mode that leaves no trace."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractContextManager
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from onecycle import batch as batches
+from onecycle import state
+
+Take = Callable[[Any, Any, Any], None]
+
+
+class Evaluator:
+    """Runs a model without training it: modes, generators and gradients stay as they are.
+
+    Args:
+        model: the model, on `device`.
+        device: where batches are moved.
+        autocast: makes the context of the forward pass.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        device: torch.device,
+        autocast: Callable[[], AbstractContextManager[Any]],
+    ) -> None:
+        self.model = model
+        self.device = device
+        self.autocast = autocast
+
+    def __call__(self, loader: Iterable[Any], take: Take) -> None:
+        """Call take(batch, target, pred) for every batch of `loader`."""
+        with state.rng_preserved(loader), state.evaluating(self.model), torch.no_grad():
+            for batch in loader:
+                moved = batches.to_device(batch, self.device)
+                inputs, target = batches.split(moved)
+                with self.autocast():
+                    take(moved, target, batches.forward(self.model, inputs))
+
+    def collect(
+        self, loader: Iterable[Any], activation: Callable[[Tensor], Tensor] | None
+    ) -> tuple[Any, Any]:
+        """Return all predictions and all targets, or None where there are none, on the CPU."""
+        preds: list[Any] = []
+        targets: list[Any] = []
+
+        def take(_: Any, target: Any, pred: Any) -> None:
+            preds.append(finished(pred, activation))
+            targets.append(finished(target, None))
+
+        self(loader, take)
+        if not preds:
+            raise ValueError("dl is empty: it must yield at least one batch")
+        return batches.concat(preds), None if targets[0] is None else batches.concat(targets)
+
+    def predict(self, inputs: Any) -> Any:
+        """Return the model's output for one batch of inputs."""
+        moved = batches.to_device(_tensors(inputs), self.device)
+        with state.evaluating(self.model), torch.no_grad(), self.autocast():
+            return batches.forward(self.model, moved)
+
+
+def finished(pred: Any, activation: Callable[[Tensor], Tensor] | None) -> Any:
+    """Return predictions on the CPU, at least single precision, a tensor also activated."""
+    if isinstance(pred, Tensor):
+        if pred.dtype in (torch.float16, torch.bfloat16):
+            pred = pred.float()
+        return (activation(pred) if activation else pred).cpu()
+    return batches.to_device(pred, torch.device("cpu"))
+
+
+def _tensors(inputs: Any) -> Any:
+    """Return arrays as tensors, in torch's default float type where they are float64."""
+    if isinstance(inputs, np.ndarray):
+        tensor = torch.from_numpy(inputs)
+        return tensor.to(torch.get_default_dtype()) if inputs.dtype == np.float64 else tensor
+    if isinstance(inputs, Mapping):
+        return {name: _tensors(value) for name, value in inputs.items()}
+    return inputs

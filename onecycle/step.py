@@ -1,0 +1,208 @@
+"""One training step, in its one order: forward, loss, backward, unscale, clip, update, zero."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from onecycle import batch as batches
+from onecycle import checks
+from onecycle.callback import Cancel
+
+if TYPE_CHECKING:
+    from onecycle.learner import Learner
+
+DTYPES = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+class TrainingStep:
+    """What happens to one training batch.
+
+    Args:
+        opt: the optimizer.
+        device: where the model is.
+        precision: "fp32", or "bf16" or "fp16" for autocast around forward and loss; fp16 scales the
+            loss.
+        accumulate: batches for each optimizer step. The step's gradient is that of the mean loss of
+            all their samples, however ragged; the last batch of an epoch always steps.
+        clip: largest norm of all gradients together; None does not clip.
+
+    After an update, `loss` is the mean loss of its samples, on the device, and `samples` is their
+    number.
+
+    Raises:
+        ValueError, TypeError: an argument out of its range.
+    """
+
+    def __init__(
+        self,
+        opt: torch.optim.Optimizer,
+        device: torch.device,
+        precision: str = "fp32",
+        accumulate: int = 1,
+        clip: float | None = None,
+    ) -> None:
+        self.opt = opt
+        self.device = device
+        self.dtype = DTYPES[checks.choice("precision", precision, tuple(DTYPES))]
+        self.scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
+        self.accumulate = checks.integer("accumulate", accumulate)
+        self.clip = None if clip is None else checks.positive("clip", clip)
+        self.loss: Tensor = torch.tensor(float("nan"))
+        self.samples = 0
+        self._micro: list[tuple[Tensor, int]] = []
+
+    def __call__(self, learn: Learner) -> None:
+        """Train on learn.batch, firing the events between."""
+        gathered = len(self._micro)
+        try:
+            self._train(learn)
+        except Cancel:
+            # What this batch added to the gradients cannot be taken out of their sum again.
+            if len(self._micro) != gathered:
+                self.drop()
+            raise
+
+    def _train(self, learn: Learner) -> None:
+        with self.autocast():
+            inputs, target = batches.split(learn.batch)
+            batches.require_target(learn.batch, target)
+            learn.pred = batches.forward(learn.model, inputs)
+            learn.fire("on_loss_begin")
+            learn.loss = learn.compute_loss(learn.pred, target)
+        learn.fire("on_backward_begin")
+        check_loss(learn.loss)
+        self._backward(learn.loss, batches.size(learn.batch))
+
+        if len(self._micro) < self.accumulate and not learn.last_batch:
+            learn.fire("on_backward_end")
+            return
+        self._finish_gradients()
+        learn.fire("on_backward_end")
+        self._update(learn)
+
+    def flush(self, learn: Learner) -> None:
+        """Step on gradients that are left when an epoch ended before its last batch could step."""
+        if self._micro:
+            self._finish_gradients()
+            self._update(learn)
+
+    def autocast(self) -> AbstractContextManager[Any]:
+        """Return the context of forward and loss, for training and evaluation alike."""
+        if self.dtype is None:
+            return nullcontext()
+        return torch.autocast(self.device.type, dtype=self.dtype)
+
+    def drop(self) -> None:
+        """Forget the gradients gathered since the last update."""
+        self._micro.clear()
+        self.opt.zero_grad()
+
+    def _update(self, learn: Learner) -> None:
+        self.scaler.step(self.opt)
+        self.scaler.update()
+        self.opt.zero_grad()
+        self._sum_up()
+        learn.step += 1
+        learn.fire("on_step_end")
+
+    def _backward(self, loss: Tensor, n: int) -> None:
+        # Gradients add up as sums of n * mean; in units of the first batch equal batches weigh 1.
+        weight = n / self._micro[0][1] if self._micro else 1.0
+        torch.autograd.backward(self.scaler.scale(loss if weight == 1.0 else loss * weight))
+        self._micro.append((loss.detach(), n))
+
+    def _finish_gradients(self) -> None:
+        """Turn the gathered gradients into those of the mean loss, then clip."""
+        self.scaler.unscale_(self.opt)
+        weight = sum(n for _, n in self._micro) / self._micro[0][1]
+        if weight == 1.0 and self.clip is None:
+            return
+        parameters = [p for g in self.opt.param_groups for p in g["params"] if p.grad is not None]
+        if weight != 1.0:
+            torch._foreach_div_([p.grad for p in parameters], weight)
+        if self.clip is not None:
+            nn.utils.clip_grad_norm_(parameters, self.clip)
+
+    def _sum_up(self) -> None:
+        self.samples = sum(n for _, n in self._micro)
+        if len(self._micro) == 1:
+            self.loss = self._micro[0][0]
+        else:
+            self.loss = torch.stack([loss * (n / self.samples) for loss, n in self._micro]).sum()
+        self._micro.clear()
+
+
+def check_scalar(loss: Any) -> Tensor:
+    """Return `loss` if it is a tensor with one number."""
+    if not isinstance(loss, Tensor):
+        raise TypeError(f"loss_func must return a tensor, got {type(loss).__name__}: {loss!r}")
+    if loss.ndim:
+        shape = tuple(loss.shape)
+        raise ValueError(f"loss_func must return a scalar, got a shape of {shape}: take its mean")
+    return loss
+
+
+def check_loss(loss: Any) -> None:
+    """Refuse a loss that cannot be trained on, before anything is changed."""
+    if not check_scalar(loss).requires_grad:
+        raise ValueError(
+            "loss_func returned a loss without gradient: compute it from pred by torch operations, "
+            "with no detach, item or argmax, and train at least one parameter"
+        )
+
+
+def infer_loss(target: Any) -> Callable[[Tensor, Tensor], Tensor]:
+    """Return cross entropy for a target of integers, the mean squared error for floats."""
+    if isinstance(target, Tensor) and target.is_floating_point():
+        return mse_loss
+    if isinstance(target, Tensor) and not target.is_complex() and target.dtype != torch.bool:
+        return cross_entropy
+    kind = f"a tensor of {target.dtype}" if isinstance(target, Tensor) else type(target).__name__
+    raise ValueError(f"loss_func cannot be inferred from a target that is {kind}: pass loss_func=")
+
+
+def cross_entropy(pred: Tensor, target: Tensor) -> Tensor:
+    """Return the cross entropy of scores (N, C, ...) against classes (N, ...) of integers."""
+    if pred.ndim < 2 or pred.shape[1] < 2:
+        raise ValueError(
+            "loss_func: cross entropy was inferred from integer targets, but pred has the shape "
+            f"{tuple(pred.shape)}, not one score for each of at least two classes; "
+            "widen the model's output, or pass loss_func="
+        )
+    return functional.cross_entropy(pred, target.long())
+
+
+def mse_loss(pred: Tensor, target: Tensor) -> Tensor:
+    """Return the mean squared error; shapes that would only broadcast are refused."""
+    if pred.shape != target.shape:
+        raise ValueError(
+            "loss_func: the mean squared error was inferred, but pred has the shape "
+            f"{tuple(pred.shape)} and the target {tuple(target.shape)}; make them equal, or pass "
+            "loss_func="
+        )
+    return functional.mse_loss(pred, target)
+
+
+def activation(loss_func: Any) -> Callable[[Tensor], Tensor] | None:
+    """Return what turns the model's output into predictions; None where nothing does.
+
+    Softmax over dimension 1 for cross entropy, sigmoid for binary cross entropy with logits, exp
+    for the negative log likelihood; any other loss leaves the output as it is.
+    """
+    if loss_func in (cross_entropy, functional.cross_entropy) or isinstance(
+        loss_func, nn.CrossEntropyLoss
+    ):
+        return lambda pred: pred.softmax(1)
+    if loss_func is functional.binary_cross_entropy_with_logits or isinstance(
+        loss_func, nn.BCEWithLogitsLoss
+    ):
+        return torch.sigmoid
+    if loss_func is functional.nll_loss or isinstance(loss_func, nn.NLLLoss):
+        return torch.exp
+    return None
