@@ -1,0 +1,156 @@
+"""DataLoaders: the training and the validation data of a run, any iterables of batches."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from onecycle import checks
+from onecycle.data.in_memory import InMemoryLoader
+
+
+class DataLoaders:
+    """A pair of training and validation data.
+
+    Args:
+        train: an iterable of batches that can be iterated again for each epoch, such as a torch
+            `DataLoader`.
+        valid: the same for validation, or None.
+        steps_per_epoch: batches in an epoch. None takes `len(train)`. With a number, an epoch is
+            that many batches, and the next epoch goes on where the last one stopped, beginning
+            again at the end.
+
+    Raises:
+        TypeError: something that cannot be iterated, or only once.
+        ValueError: `train` is empty, or has no length and `steps_per_epoch` is not given.
+
+    >>> data = DataLoaders([(torch.zeros(4, 2), torch.zeros(4))] * 3)
+    >>> data.steps_per_epoch
+    3
+    """
+
+    def __init__(
+        self,
+        train: Iterable[Any],
+        valid: Iterable[Any] | None = None,
+        *,
+        steps_per_epoch: int | None = None,
+    ) -> None:
+        _check_iterable("train", train)
+        if valid is not None:
+            _check_iterable("valid", valid)
+        self.train = train
+        self.valid = valid
+        self.streams = steps_per_epoch is not None
+        self.steps_per_epoch = _steps(train, steps_per_epoch)
+
+    def reader(self, first: int) -> Callable[[int], Iterator[Any]]:
+        """Return a function from an epoch's number to its batches, for a run from `first` on."""
+        if not self.streams:
+            return self._whole
+        stream = self._endless(first)
+        return lambda _: itertools.islice(stream, self.steps_per_epoch)
+
+    def _whole(self, epoch: int) -> Iterator[Any]:
+        set_epoch(self.train, epoch)
+        return iter(self.train)
+
+    def _endless(self, first: int) -> Iterator[Any]:
+        for epoch in itertools.count(first):
+            batch = None
+            for batch in self._whole(epoch):
+                yield batch
+            if batch is None:
+                return
+
+    @classmethod
+    def from_tensors(
+        cls,
+        x: Any,
+        y: Any,
+        valid: tuple[Any, Any] | float | None = None,
+        batch_size: int = 64,
+        device: torch.device | str | None = None,
+        seed: int = 0,
+    ) -> DataLoaders:
+        """Return in-memory loaders of inputs `x` and targets `y`, training batches shuffled.
+
+        Args:
+            x: tensor or array (N, ...).
+            y: tensor or array (N, ...).
+            valid: a pair (x, y), a share of the samples in (0, 1) to be drawn at random, or None.
+            batch_size: samples in a batch.
+            device: where the tensors are kept; None leaves them where they are, and the Learner
+                moves batches.
+            seed: of the order and of the draw.
+
+        Raises:
+            ValueError, TypeError: an argument out of its range, lengths that differ, or an empty
+            part.
+
+        >>> data = DataLoaders.from_tensors(torch.zeros(10, 2), torch.zeros(10), valid=0.2)
+        >>> data.train.n, data.valid.n
+        (8, 2)
+        """
+        if isinstance(valid, (int, float)):
+            whole = InMemoryLoader(x, y, shuffle=True, seed=seed)
+            share = checks.real("valid", valid, low=0.0, high=1.0, open_low=True, open_high=True)
+            n_valid = round(share * whole.n)
+            if not 0 < n_valid < whole.n:
+                raise ValueError(f"valid={valid!r} of {whole.n} samples leaves one part empty")
+            held_out, rest = torch.split(whole.order(0), [n_valid, whole.n - n_valid])
+            valid = _pick(whole.tensors, held_out)
+            x, y = _pick(whole.tensors, rest)
+        elif valid is not None:
+            valid = checks.pair("valid", valid)
+        train = InMemoryLoader(x, y, batch_size=batch_size, shuffle=True, seed=seed, device=device)
+        if valid is None:
+            return cls(train)
+        return cls(train, InMemoryLoader(*valid, batch_size=batch_size, device=device))
+
+
+def set_epoch(loader: Any, epoch: int) -> None:
+    """Tell the loader, its samplers and its data set the epoch, where they want to know it."""
+    parts = (loader, *(getattr(loader, n, None) for n in ("sampler", "batch_sampler", "dataset")))
+    for part in parts:
+        if hasattr(part, "set_epoch"):
+            part.set_epoch(epoch)
+
+
+def _pick(tensors: tuple[Tensor, ...], chosen: Tensor) -> tuple[Tensor, Tensor]:
+    x, y = (tensor[chosen.to(tensor.device)] for tensor in tensors)
+    return x, y
+
+
+def _steps(train: Iterable[Any], steps_per_epoch: int | None) -> int:
+    if steps_per_epoch is not None:
+        return checks.integer("steps_per_epoch", steps_per_epoch)
+    try:
+        steps = len(train)  # type: ignore[arg-type]
+    except TypeError:
+        raise ValueError(
+            "train has no length: give the number of batches in an epoch, "
+            "DataLoaders(train, valid, steps_per_epoch=...)"
+        ) from None
+    if steps == 0:
+        raise ValueError("train is empty: it must yield at least one batch")
+    return steps
+
+
+def _check_iterable(name: str, data: Any) -> None:
+    if not isinstance(data, Iterable) and not hasattr(data, "__getitem__"):
+        raise TypeError(f"{name} must be an iterable of batches, got {data!r}")
+    if isinstance(data, Iterator):
+        raise TypeError(
+            f"{name} can be read only once ({type(data).__name__}): give a list, a DataLoader "
+            "or an object whose __iter__ starts anew"
+        )
+    if isinstance(data, (Tensor, str)):
+        raise TypeError(
+            f"{name} must be an iterable of batches, got one {type(data).__name__}; "
+            "see DataLoaders.from_tensors"
+        )
