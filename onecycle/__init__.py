@@ -1,0 +1,45 @@
+"""onecycle: find a learning rate, then train by one cycle.
+
+>>> from onecycle import Learner, accuracy, data, models
+>>> learn = Learner(data.digits(), models.simple_cnn((1, 16, 32, 10)), metrics=[accuracy])
+>>> lr = learn.lr_find()
+>>> with learn.no_logging():
+...     learn.fit_one_cycle(1, lr)
+"""
+
+from onecycle import data, metrics, models, schedules
+from onecycle.callback import Callback, CancelBatch, CancelEpoch, CancelTrain
+from onecycle.callbacks.lr_finder import LRFind, LRFinder
+from onecycle.callbacks.progress import ProgressBar
+from onecycle.callbacks.recorder import Recorder
+from onecycle.callbacks.scheduler import OneCycleScheduler, ParamScheduler
+from onecycle.data.loaders import DataLoaders
+from onecycle.learner import Learner
+from onecycle.metrics import accuracy, error_rate, mae, mse, rmse, top_k_accuracy
+
+__all__ = [
+    "Callback",
+    "CancelBatch",
+    "CancelEpoch",
+    "CancelTrain",
+    "DataLoaders",
+    "LRFind",
+    "LRFinder",
+    "Learner",
+    "OneCycleScheduler",
+    "ParamScheduler",
+    "ProgressBar",
+    "Recorder",
+    "accuracy",
+    "data",
+    "error_rate",
+    "mae",
+    "metrics",
+    "models",
+    "mse",
+    "rmse",
+    "schedules",
+    "top_k_accuracy",
+]
+
+__version__ = "0.1.0"

@@ -1,0 +1,222 @@
+"""The Recorder: one number for every step and one row for every epoch, over all fits."""
+
+from __future__ import annotations
+
+import time
+from array import array
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from onecycle import optimizers
+from onecycle.callback import Callback
+from onecycle.smoothing import Array, centred_mean
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from torch import Tensor
+
+    from onecycle.callbacks.lr_finder import LRFind
+    from onecycle.learner import Learner
+
+BLOCK = 512  # losses read from the device at once
+SMOOTH = 50  # a smoothed loss is a mean over 2 / 50 of its fit
+Row = dict[str, Any]
+
+
+class Recorder(Callback):
+    """What happened, step by step and epoch by epoch; every Learner has one as `learn.recorder`.
+
+    * `losses`, `lrs`, `moms`: arrays with one number for every optimizer step: the training loss of
+      its batches, learning rate and momentum of the last layer group (nan without momentum).
+    * `history`: one dict for every epoch: epoch (counted from 1 over all fits), train_loss (the
+      exact mean over the epoch's samples), valid_loss and the metrics where there is validation
+      data, lr of the last step, seconds.
+    * `fits`: the number of steps and of epochs there were before each fit.
+
+    >>> recorder = Recorder()
+    >>> recorder.losses, recorder.history
+    (array([], dtype=float64), [])
+    """
+
+    def __init__(self) -> None:
+        self.history: list[Row] = []
+        self.fits: list[tuple[int, int]] = []
+        self.lr_find: LRFind | None = None
+        self._losses = array("d")
+        self._lrs = array("d")
+        self._moms = array("d")
+        self._epoch_ends: list[int] = []
+        self._unread: list[Tensor] = []
+        self._samples: list[int] = []
+        self._started = 0.0
+
+    @property
+    def losses(self) -> Array:
+        """Training loss of every step."""
+        self._read()
+        return np.array(self._losses)
+
+    @property
+    def lrs(self) -> Array:
+        """Learning rate of every step."""
+        return np.array(self._lrs)
+
+    @property
+    def moms(self) -> Array:
+        """Momentum of every step, nan where the optimizer has none."""
+        return np.array(self._moms)
+
+    @property
+    def smooth_losses(self) -> Array:
+        """The losses as a centred mean over a twenty-fifth of their fit; see `centred_mean`.
+
+        Not the exponential mean that is usual here: that lags, and is still falling when the loss
+        has stopped.
+        """
+        losses = self.losses
+        borders = [*(steps for steps, _ in self.fits), len(losses)]
+        fits = [losses[a:b] for a, b in pairwise(borders)]
+        return np.concatenate([losses[:0], *(centred_mean(f, len(f) // SMOOTH) for f in fits)])
+
+    @property
+    def epochs(self) -> Array:
+        """Where every step lies on an axis of epochs; 1 is the first step of the second."""
+        ends = [0, *self._epoch_ends]
+        if len(self._lrs) > ends[-1]:
+            ends.append(len(self._lrs))
+        # An epoch without a step has no place on the axis of steps.
+        marks = {steps: epoch for epoch, steps in enumerate(ends)}
+        return np.interp(np.arange(len(self._lrs)), list(marks), list(marks.values()))
+
+    def on_train_begin(self, learn: Learner) -> None:  # noqa: ARG002 - the contract of a hook
+        """Mark where this fit begins."""
+        self.fits.append((len(self._lrs), len(self.history)))
+
+    def on_epoch_begin(self, learn: Learner) -> None:  # noqa: ARG002
+        """Start the clock of the epoch."""
+        self._read()
+        self._samples.clear()
+        self._started = time.perf_counter()
+
+    def on_step_end(self, learn: Learner) -> None:
+        """Note the step; its loss stays on the device until a block of them is read."""
+        self._lrs.append(optimizers.read(learn.opt, "lr"))
+        self._moms.append(optimizers.read(learn.opt, "mom"))
+        self._unread.append(learn.training_step.loss)
+        self._samples.append(learn.training_step.samples)
+        if len(self._unread) >= BLOCK:
+            self._read()
+
+    def on_epoch_end(self, learn: Learner) -> None:
+        """Write the epoch's row."""
+        self._read()
+        self._epoch_ends.append(len(self._lrs))
+        self.history.append(
+            {
+                "epoch": len(self.history) + 1,
+                "train_loss": self._train_loss(),
+                **learn.scores,
+                "lr": self._lrs[-1] if self._samples else optimizers.read(learn.opt, "lr"),
+                "seconds": time.perf_counter() - self._started,
+            }
+        )
+
+    def on_train_end(self, learn: Learner) -> None:  # noqa: ARG002
+        """Take the mark back when nothing came of the fit."""
+        if self.fits and self.fits[-1] == (len(self._lrs), len(self.history)):
+            self.fits.pop()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return everything recorded, as plain lists."""
+        return {
+            "history": [dict(row) for row in self.history],
+            "fits": [list(fit) for fit in self.fits],
+            "losses": self.losses.tolist(),
+            "lrs": self._lrs.tolist(),
+            "moms": self._moms.tolist(),
+            "epoch_ends": list(self._epoch_ends),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take back what was recorded; what is here is replaced."""
+        self.history = [dict(row) for row in state["history"]]
+        self.fits = [(steps, epochs) for steps, epochs in state["fits"]]
+        self._losses = array("d", state["losses"])
+        self._lrs = array("d", state["lrs"])
+        self._moms = array("d", state["moms"])
+        self._epoch_ends = list(state["epoch_ends"])
+        self._unread.clear()
+        self._samples.clear()
+
+    def plot(self, ax: Axes | None = None) -> Axes:
+        """Draw loss against learning rate of the last `lr_find`; return the axes.
+
+        Raises:
+            ValueError: there was no `lr_find` yet.
+        """
+        if self.lr_find is None:
+            raise ValueError("nothing to plot: call learn.lr_find() first")
+        return self.lr_find.plot(ax)
+
+    def plot_lr(self, show_moms: bool = False, ax: Any = None) -> Any:
+        """Draw the learning rate of every step over epochs; with `show_moms` momentum beside it.
+
+        Args:
+            show_moms: draw two pictures side by side.
+            ax: axes to draw into, a pair of them with `show_moms`.
+
+        Returns:
+            The axes, a pair of them with `show_moms`.
+        """
+        from onecycle import plot
+
+        if not show_moms:
+            return plot.over_epochs(self.epochs, self.lrs, "learning rate", ax)
+        left, right = plot.side_by_side(2) if ax is None else ax
+        return (
+            plot.over_epochs(self.epochs, self.lrs, "learning rate", left),
+            plot.over_epochs(self.epochs, self.moms, "momentum", right),
+        )
+
+    def plot_losses(self, ax: Axes | None = None) -> Axes:
+        """Draw training loss, raw and smooth, and validation loss over epochs; return the axes."""
+        from onecycle import plot
+
+        return plot.losses(
+            self.epochs, self.losses, self.smooth_losses, self._column("valid_loss"), ax
+        )
+
+    def plot_metrics(self, ax: Axes | None = None) -> Axes:
+        """Draw every metric over epochs; return the axes.
+
+        Raises:
+            ValueError: no epoch has a metric.
+        """
+        from onecycle import plot
+
+        other = {"epoch", "train_loss", "valid_loss", "lr", "seconds"}
+        names = list(
+            dict.fromkeys(name for row in self.history for name in row if name not in other)
+        )
+        if not names:
+            raise ValueError("no metrics to plot: give Learner(metrics=...) and validation data")
+        return plot.metrics({name: self._column(name) for name in names}, ax)
+
+    def _column(self, name: str) -> list[tuple[int, float]]:
+        """Return (epoch, value) of every row that has `name`."""
+        return [(row["epoch"], row[name]) for row in self.history if name in row]
+
+    def _train_loss(self) -> float:
+        if not self._samples:
+            return float("nan")
+        losses = np.array(self._losses[-len(self._samples) :])
+        return float(np.average(losses, weights=self._samples))
+
+    def _read(self) -> None:
+        """Move the unread losses to the host, all at once."""
+        if self._unread:
+            self._losses.extend(torch.stack(self._unread).double().tolist())
+            self._unread.clear()

@@ -1,0 +1,151 @@
+"""Schedulers: hyper-parameters written at every batch from schedules of progress."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from onecycle import optimizers, schedules
+from onecycle.callback import Callback
+from onecycle.optimizers import LR
+from onecycle.schedules import Schedule
+
+if TYPE_CHECKING:
+    from onecycle.learner import Learner
+
+
+class ParamScheduler(Callback):
+    """Set hyper-parameters before every batch to schedules of the run's progress.
+
+    Args:
+        schedules: for each hyper-parameter ("lr", "mom", "wd" or a key of the optimizer's groups) a
+            function of progress, or one for each layer group. After the fit every hyper-parameter
+            is what it was before it.
+
+    Raises:
+        TypeError: something that is no function of progress.
+
+    >>> from onecycle.schedules import linear
+    >>> half_way_down = ParamScheduler({"wd": linear(0.1, 0.05)})
+    """
+
+    def __init__(self, schedules: Mapping[str, Schedule | Sequence[Schedule]]) -> None:
+        if not isinstance(schedules, Mapping):
+            raise TypeError(f"schedules must be a dict of name to schedule, got {schedules!r}")
+        self.schedules: dict[str, list[Schedule]] = {}
+        for name, value in schedules.items():
+            functions = [value] if callable(value) else list(value)
+            if not functions or not all(callable(function) for function in functions):
+                raise TypeError(
+                    f"schedules[{name!r}] must be a function of progress, got {value!r}"
+                )
+            self.schedules[name] = functions
+
+    def on_train_begin(self, learn: Learner) -> None:
+        """Check that the numbers of schedules and layer groups fit, before the first step."""
+        n = optimizers.n_groups(learn.opt)
+        for name, functions in self.schedules.items():
+            if len(functions) not in (1, n):
+                raise ValueError(
+                    f"schedules[{name!r}] must hold 1 or {n} schedules, got {len(functions)}"
+                )
+
+    def on_batch_begin(self, learn: Learner) -> None:
+        """Write the values of this step."""
+        for name, functions in self.schedules.items():
+            values = [function(learn.progress) for function in functions]
+            optimizers.write(learn.opt, name, values)
+
+
+class OneCycleScheduler(Callback):
+    """The 1cycle policy: learning rate up and down once over the whole run, momentum down and up.
+
+    Args:
+        max_lr: the peak: a number, `slice(first, last)`, `slice(last)` or one for each layer group.
+        moms: outer and inner momentum; None leaves momentum alone. It means SGD's or RMSprop's
+            `momentum`, where that is above 0, or the first of the `betas`.
+        div_factor: max_lr over the first value.
+        pct_start: share of the steps before the peak.
+        final_div: max_lr over the last value; None means div_factor 1e4, or 100 with three phases.
+        warmup: "linear" or "cos".
+        three_phase: the original policy of three linear phases.
+
+    The exact formulas are those of `onecycle.schedules.one_cycle`.
+
+    Raises:
+        ValueError, TypeError: an argument out of its range; a list whose length is not the number
+        of groups.
+
+    >>> callback = OneCycleScheduler(max_lr=0.1)
+    """
+
+    def __init__(
+        self,
+        max_lr: LR,
+        moms: tuple[float, float] | None = (0.95, 0.85),
+        *,
+        div_factor: float = 25.0,
+        pct_start: float = 0.3,
+        final_div: float | None = None,
+        warmup: str = "linear",
+        three_phase: bool = False,
+    ) -> None:
+        self.max_lr = max_lr
+        self.moms = moms
+        self.div_factor = div_factor
+        self.pct_start = pct_start
+        self.final_div = final_div
+        self.warmup = warmup
+        self.three_phase = three_phase
+        # Wrong arguments are told here, not in the middle of a fit.
+        groups = len(max_lr) if isinstance(max_lr, (list, tuple)) else 1
+        for peak in optimizers.spread("max_lr", max_lr, groups):
+            self.lr_schedule(peak)
+        self.mom_schedule()
+        self._writer = ParamScheduler({})
+
+    def lr_schedule(self, max_lr: float, total_steps: int | None = None) -> Schedule:
+        """Return the learning rate of one layer group as a function of progress."""
+        return schedules.one_cycle(
+            max_lr,
+            div_factor=self.div_factor,
+            pct_start=self.pct_start,
+            final_div=self.final_div,
+            warmup=self.warmup,
+            three_phase=self.three_phase,
+            total_steps=total_steps,
+        )
+
+    def mom_schedule(self, total_steps: int | None = None) -> Schedule | None:
+        """Return the momentum as a function of progress, or None when it is left alone."""
+        if self.moms is None:
+            return None
+        return schedules.one_cycle_momentum(
+            self.moms,
+            pct_start=self.pct_start,
+            warmup=self.warmup,
+            three_phase=self.three_phase,
+            total_steps=total_steps,
+        )
+
+    def on_train_begin(self, learn: Learner) -> None:
+        """Build the schedules of this run's steps."""
+        peaks = optimizers.spread("max_lr", self.max_lr, optimizers.n_groups(learn.opt))
+        plan: dict[str, list[Callable[[float], float]]] = {
+            "lr": [self.lr_schedule(peak, learn.total_steps) for peak in peaks]
+        }
+        momentum = self.mom_schedule(learn.total_steps)
+        if momentum is not None and optimizers.has_momentum(learn.opt):
+            plan["mom"] = [momentum]
+        elif momentum is not None:
+            warnings.warn(
+                f"{type(learn.opt).__name__} has no momentum in use, so 1cycle moves the learning "
+                "rate only; moms=None says that this is meant",
+                stacklevel=2,
+            )
+        self._writer = ParamScheduler(plan)
+
+    def on_batch_begin(self, learn: Learner) -> None:
+        """Write learning rate and momentum of this step."""
+        self._writer.on_batch_begin(learn)

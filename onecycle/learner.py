@@ -1,0 +1,452 @@
+"""The Learner: owns data, model and optimizer, and runs the loop."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager, suppress
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from onecycle import batch as batches
+from onecycle import checkpoint, checks, optimizers, plot, state
+from onecycle.callback import (
+    Callback,
+    Cancel,
+    CancelBatch,
+    CancelEpoch,
+    Hooks,
+    as_callbacks,
+    dispatch,
+    fire,
+    fire_all,
+)
+from onecycle.callbacks.lr_finder import LRFind, LRFinder
+from onecycle.callbacks.progress import ProgressBar
+from onecycle.callbacks.recorder import Recorder
+from onecycle.callbacks.scheduler import OneCycleScheduler, ParamScheduler
+from onecycle.data.loaders import DataLoaders
+from onecycle.evaluation import Evaluator, finished
+from onecycle.metrics import Metric, Scores, named
+from onecycle.optimizers import LR, OptFunc, Splitter
+from onecycle.schedules import Schedule, progress, scaled
+from onecycle.step import TrainingStep, activation, check_scalar, infer_loss
+
+NO_HOOKS: Hooks = dispatch([])
+
+
+class Learner:
+    """Data, model and optimizer, and the loop that trains one with the others.
+
+    Args:
+        data: `DataLoaders`, or a pair (train, valid) of iterables of batches; valid may be None. A
+            batch is (inputs, target), (input, input, target) or a mapping with the target under
+            "target", "label" or "y".
+        model: it is moved to `device`.
+        loss_func: (pred, target) -> scalar tensor. None takes cross entropy for integer targets and
+            the mean squared error for floats.
+        opt_func: a torch optimizer class, a factory that takes parameter groups, or an optimizer.
+        metrics: see `onecycle.metrics`.
+        callbacks: for every fit; classes without arguments are made.
+        wd: weight decay, not applied to biases and norm layers; None leaves the optimizer's own.
+        splitter: model -> lists of parameters, one for each layer group.
+        device: None takes cuda, else mps, else cpu.
+        precision: "fp32", "bf16" or "fp16".
+        accumulate: batches for each optimizer step.
+        clip: largest norm of the gradients.
+
+    Attributes that hooks read: `epoch` (of `n_epochs`, from 0), `step` (updates done, of
+    `total_steps`), `batch_index`, `progress`, `batch`, `pred`, `loss`, `scores` (of this epoch's
+    validation), `model`, `opt`, `data`, `recorder`.
+
+    Raises:
+        ValueError, TypeError: an argument out of its range or of the wrong type; it names the
+        argument.
+
+    >>> from onecycle.data import digits
+    >>> from onecycle.models import simple_cnn
+    >>> learn = Learner(digits(), simple_cnn((1, 16, 32, 10)))
+    >>> with learn.no_logging():
+    ...     learn.fit_one_cycle(1, max_lr=1e-2)
+    >>> len(learn.recorder.losses)
+    23
+    """
+
+    def __init__(
+        self,
+        data: DataLoaders | tuple[Iterable[Any], Iterable[Any] | None],
+        model: nn.Module,
+        loss_func: Callable[[Any, Any], Tensor] | None = None,
+        opt_func: OptFunc | torch.optim.Optimizer = torch.optim.AdamW,
+        metrics: Iterable[Metric] = (),
+        callbacks: Iterable[Callback | type[Callback]] = (),
+        *,
+        wd: float | None = 0.01,
+        splitter: Splitter | None = None,
+        device: torch.device | str | None = None,
+        precision: str = "fp32",
+        accumulate: int = 1,
+        clip: float | None = None,
+    ) -> None:
+        if not isinstance(model, nn.Module):
+            raise TypeError(f"model must be a torch.nn.Module, got {model!r}")
+        if loss_func is not None and not callable(loss_func):
+            raise TypeError(f"loss_func must be a function of (pred, target), got {loss_func!r}")
+        self.data = (
+            data if isinstance(data, DataLoaders) else DataLoaders(*checks.pair("data", data))
+        )
+        self.metrics = list(named(metrics).values())
+        self.callbacks = as_callbacks(callbacks)
+        self.device = batches.default_device() if device is None else torch.device(device)
+        self.model = model.to(self.device)
+        self.loss_func = loss_func
+        self.opt = optimizers.build(self.model, opt_func, wd, splitter)
+        self.training_step = TrainingStep(self.opt, self.device, precision, accumulate, clip)
+        self.recorder = Recorder()
+        self.display = ProgressBar()
+        self.epoch = self.n_epochs = self.step = self.total_steps = self.batch_index = 0
+        self.scores: dict[str, float] = {}
+        self.batch: Any = None
+        self.pred: Any = None
+        self.loss: Any = None
+        self._hooks = NO_HOOKS
+
+    # ---- training ------------------------------------------------------------------------------
+
+    def fit(
+        self,
+        epochs: int,
+        lr: LR | None = None,
+        *,
+        wd: float | None = None,
+        schedule: Schedule | None = None,
+        callbacks: Iterable[Callback | type[Callback]] = (),
+    ) -> None:
+        """Train for `epochs` epochs at `lr`, the same at every step unless a schedule moves it.
+
+        Args:
+            epochs: at least 1.
+            lr: a number, `slice(first, last)`, `slice(last)` or one for each layer group; None is
+                the optimizer's.
+            wd: weight decay for this fit only.
+            schedule: function of progress (0 at the first step, 1 at the last) that multiplies
+                `lr`.
+            callbacks: for this fit only, after the learner's own.
+
+        Hyper-parameters of the optimizer are what they were, once the fit is over.
+        """
+        epochs = checks.integer("epochs", epochs)
+        lrs = self._lrs("lr", lr)
+        scheduler = None
+        if schedule is not None:
+            if not callable(schedule):
+                raise TypeError(f"schedule must be a function of progress, got {schedule!r}")
+            scheduler = ParamScheduler({"lr": [scaled(schedule, base) for base in lrs]})
+        self._fit(range(epochs), epochs, lrs, wd, scheduler, callbacks)
+
+    def fit_one_cycle(
+        self,
+        epochs: int,
+        max_lr: LR | None = None,
+        *,
+        moms: tuple[float, float] | None = (0.95, 0.85),
+        div_factor: float = 25.0,
+        pct_start: float = 0.3,
+        final_div: float | None = None,
+        warmup: str = "linear",
+        three_phase: bool = False,
+        wd: float | None = None,
+        callbacks: Iterable[Callback | type[Callback]] = (),
+        tot_epochs: int | None = None,
+        start_epoch: int | None = None,
+    ) -> None:
+        """Train for `epochs` epochs by the 1cycle policy: one cycle over all of them.
+
+        Args:
+            epochs: at least 1.
+            max_lr: the peak, as `lr` of `fit`; what `lr_find` returns fits. None is the optimizer's
+                learning rate.
+            moms: see `OneCycleScheduler`, and so for `div_factor`, `pct_start`, `final_div`,
+                `warmup`, `three_phase`.
+            div_factor: max_lr over the first value.
+            pct_start: share of the steps before the peak.
+            final_div: max_lr over the last value.
+            warmup: "linear" or "cos".
+            three_phase: the original three linear phases.
+            wd: weight decay for this fit only.
+            callbacks: for this fit only.
+            tot_epochs: epochs of the whole cycle, when this call trains only a part of it.
+            start_epoch: epochs of the cycle that earlier calls have trained.
+        """
+        epochs = checks.integer("epochs", epochs)
+        first = 0 if start_epoch is None else checks.integer("start_epoch", start_epoch, low=0)
+        total = first + epochs if tot_epochs is None else checks.integer("tot_epochs", tot_epochs)
+        if first + epochs > total:
+            raise ValueError(
+                f"epochs={epochs} from start_epoch={first} go beyond tot_epochs={total}, "
+                f"{max(0, total - first)} are left"
+            )
+        lrs = self._lrs("max_lr", max_lr)
+        cycle = OneCycleScheduler(
+            lrs,
+            moms,
+            div_factor=div_factor,
+            pct_start=pct_start,
+            final_div=final_div,
+            warmup=warmup,
+            three_phase=three_phase,
+        )
+        self._fit(range(first, first + epochs), total, lrs, wd, cycle, callbacks)
+
+    def lr_find(
+        self,
+        start_lr: float = 1e-7,
+        end_lr: float = 10.0,
+        num_it: int = 100,
+        stop_div: bool = True,
+    ) -> LRFind:
+        """Sweep the learning rate up and return the suggestion; it leaves no other trace.
+
+        Model, optimizer, generators, loader and history are restored bit for bit, also after an
+        error or Ctrl-C. Callbacks do not run. A notebook shows the picture; elsewhere
+        `learn.recorder.plot()` draws it.
+
+        Args:
+            start_lr: the first learning rate.
+            end_lr: the last.
+            num_it: steps, over as many epochs as it takes.
+            stop_div: stop when the loss diverges.
+
+        Raises:
+            ValueError, TypeError: an argument out of its range; the loss was not finite at the
+            first step.
+        """
+        finder = LRFinder(start_lr, end_lr, num_it, stop_div)
+        before = self._counters()
+        try:
+            with state.preserved(self.model, self.opt, self.training_step.scaler, self.data.train):
+                self._run(range(num_it), num_it, [finder], validate=False)
+        finally:
+            vars(self).update(before)
+        found = self.recorder.lr_find = finder.result()
+        if plot.in_notebook():
+            found.plot()
+        return found
+
+    # ---- the loop ------------------------------------------------------------------------------
+
+    def _fit(
+        self,
+        epochs: range,
+        n_epochs: int,
+        lrs: list[float],
+        wd: float | None,
+        scheduler: Callback | None,
+        callbacks: Iterable[Callback | type[Callback]],
+    ) -> None:
+        """Run with every callback, and give the hyper-parameters back."""
+        decay = None if wd is None else checks.real("wd", wd, low=0.0)
+        given = [*as_callbacks(self.callbacks), *as_callbacks(callbacks)]
+        first: list[Callback] = [self.recorder] if scheduler is None else [self.recorder, scheduler]
+        everyone = [*first, *given, self.display]
+        with optimizers.preserved(self.opt):
+            optimizers.write(self.opt, "lr", lrs)
+            if decay is not None:
+                optimizers.write(self.opt, "wd", [decay])
+            self._run(epochs, n_epochs, everyone, validate=self.data.valid is not None)
+
+    def _run(
+        self, epochs: range, n_epochs: int, callbacks: list[Callback], *, validate: bool
+    ) -> None:
+        """Train the `epochs` of a plan of `n_epochs`; on_train_end fires whatever happens."""
+        if self._hooks is not NO_HOOKS:
+            raise RuntimeError("a fit is running already: a callback cannot start another one")
+        updates = -(-self.batches_per_epoch // self.training_step.accumulate)
+        self.n_epochs, self.total_steps = n_epochs, n_epochs * updates
+        self.epoch, self.step = epochs.start, epochs.start * updates
+        trained = len(self.recorder.history)
+        read = self.data.reader(trained)
+        self._hooks = dispatch(callbacks)
+        with state.modes_preserved(self.model):
+            try:
+                self.fire("on_train_begin")
+                for number, epoch in enumerate(epochs, start=trained):
+                    self.epoch, self.scores = epoch, {}
+                    self.model.train()
+                    body = partial(self._epoch, read(number), validate)
+                    self._scope("on_epoch_begin", body, "on_epoch_end", CancelEpoch)
+            except Cancel:
+                pass
+            finally:
+                hooks, self._hooks = self._hooks, NO_HOOKS
+                self.training_step.drop()
+                self.batch = self.pred = self.loss = None
+                fire_all(hooks["on_train_end"], self)
+
+    def _epoch(self, loader: Iterator[Any], validate: bool) -> None:
+        self.training_step.drop()
+        self.batch_index = -1
+        for self.batch_index, batch in enumerate(loader):
+            self.batch = batches.to_device(batch, self.device)
+            self.pred = self.loss = None
+            self._scope("on_batch_begin", self._train_batch, "on_batch_end", CancelBatch)
+        if self.batch_index < 0:
+            raise ValueError("data: train yielded no batch, though its length is not 0")
+        self.training_step.flush(self)
+        if validate:
+            self._scope("on_validate_begin", self._validate, "on_validate_end", CancelBatch)
+
+    def _train_batch(self) -> None:
+        self.training_step(self)
+
+    def _validate(self) -> None:
+        self.scores = self._score(self.data.valid, self._watch)
+
+    def _watch(self, batch: Any, pred: Any, loss: Any) -> None:
+        self.batch, self.pred, self.loss = batch, pred, loss
+        with suppress(CancelBatch):  # the batch is over already
+            self.fire("on_validate_batch_end")
+
+    def _scope(self, begin: str, body: Callable[[], None], end: str, cancel: type[Cancel]) -> None:
+        """Fire `begin`, run `body`, fire `end`; absorb a signal that is not wider than `cancel`."""
+        signal: Cancel | None = None
+        try:
+            self.fire(begin)
+            body()
+        except Cancel as raised:
+            signal = raised
+        try:
+            self.fire(end)
+        except Cancel as raised:
+            if signal is None or raised.width > signal.width:
+                signal = raised
+        if signal is not None and signal.width > cancel.width:
+            raise signal
+
+    def fire(self, event: str) -> None:
+        """Call the hooks of `event`."""
+        fire(self._hooks[event], self)
+
+    @property
+    def progress(self) -> float:
+        """How far the planned run is: 0 at its first step, 1 at its last."""
+        return progress(self.step, self.total_steps)
+
+    @property
+    def batches_per_epoch(self) -> int:
+        """Training batches in an epoch."""
+        return self.data.steps_per_epoch
+
+    @property
+    def last_batch(self) -> bool:
+        """Whether this batch is the last of its epoch."""
+        return self.batch_index + 1 == self.data.steps_per_epoch
+
+    def compute_loss(self, pred: Any, target: Any) -> Any:
+        """Return the loss, by a function inferred from the first target if none was given."""
+        if self.loss_func is None:
+            self.loss_func = infer_loss(target)
+        return self.loss_func(pred, target)
+
+    # ---- evaluation: leaves no trace -----------------------------------------------------------
+
+    def validate(self, dl: Iterable[Any] | None = None) -> dict[str, float]:
+        """Return valid_loss and every metric over `dl` or the validation data, without callbacks."""
+        return self._score(self._loader(dl), None)
+
+    def get_preds(
+        self, dl: Iterable[Any] | None = None, *, activate: bool = True
+    ) -> tuple[Any, Any]:
+        """Return (predictions, targets) over `dl` or the validation data, in its order, on the CPU.
+
+        Args:
+            dl: batches with targets, or of inputs alone; then the targets are None.
+            activate: turn the model's output into probabilities where the loss works on logits:
+                softmax over dimension 1 for cross entropy, sigmoid for binary cross entropy, exp
+                for negative log likelihood.
+        """
+        finish = self._activation() if activate else None
+        return self._evaluator.collect(self._loader(dl), finish)
+
+    def predict(self, x: Any) -> Any:
+        """Return predictions, as `get_preds` makes them, for one batch (N, ...) of inputs."""
+        return finished(self._evaluator.predict(x), self._activation())
+
+    # ---- files and display ---------------------------------------------------------------------
+
+    def save(self, path: str | os.PathLike[str]) -> Path:
+        """Write model and optimizer to `path`, whole or not at all, and return the path."""
+        return checkpoint.save(path, checkpoint.states(self.model, self.opt))
+
+    def load(self, path: str | os.PathLike[str], *, with_opt: bool = True) -> Learner:
+        """Take model and, `with_opt`, optimizer from a file of `save`; return the learner.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+            ValueError: it is damaged or of another model or optimizer; the learner is as it was.
+        """
+        checkpoint.restore(path, self.model, self.opt if with_opt else None)
+        return self
+
+    def no_bar(self) -> AbstractContextManager[None]:
+        """Show no bar in the block; the table stays."""
+        return self._display(ProgressBar(bar=False, table=self.display.table))
+
+    def no_logging(self) -> AbstractContextManager[None]:
+        """Show neither bar nor table in the block."""
+        return self._display(ProgressBar(bar=False, table=False))
+
+    @contextmanager
+    def _display(self, display: ProgressBar) -> Iterator[None]:
+        before, self.display = self.display, display
+        try:
+            yield
+        finally:
+            self.display = before
+
+    # ---- small parts ---------------------------------------------------------------------------
+
+    @property
+    def _evaluator(self) -> Evaluator:
+        return Evaluator(self.model, self.device, self.training_step.autocast)
+
+    def _score(
+        self, loader: Any, watch: Callable[[Any, Any, Any], None] | None
+    ) -> dict[str, float]:
+        scores = Scores(self.metrics)
+
+        def take(batch: Any, target: Any, pred: Any) -> None:
+            batches.require_target(batch, target)
+            loss = check_scalar(self.compute_loss(pred, target))
+            scores.add(pred, target, loss, batches.size(batch))
+            if watch is not None:
+                watch(batch, pred, loss)
+
+        self._evaluator(loader, take)
+        return scores.compute()
+
+    def _loader(self, dl: Iterable[Any] | None) -> Iterable[Any]:
+        if dl is None and self.data.valid is None:
+            raise ValueError("dl must be given: this learner has no validation data")
+        return self.data.valid if dl is None else dl  # type: ignore[return-value]
+
+    def _activation(self) -> Callable[[Tensor], Tensor] | None:
+        if self.loss_func is None:
+            loader = self.data.train
+            with state.rng_preserved(loader):
+                self.loss_func = infer_loss(batches.split(next(iter(loader)))[1])
+        return activation(self.loss_func)
+
+    def _lrs(self, name: str, lr: LR | None) -> list[float]:
+        """Return one learning rate for each layer group; None is the optimizer's own."""
+        if lr is None:
+            return optimizers.current(self.opt, "lr")
+        return optimizers.spread(name, lr, optimizers.n_groups(self.opt))
+
+    def _counters(self) -> dict[str, Any]:
+        names = ("epoch", "n_epochs", "step", "total_steps", "batch_index", "scores")
+        return {name: getattr(self, name) for name in names}
