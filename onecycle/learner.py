@@ -355,7 +355,7 @@ class Learner:
     # ---- evaluation: leaves no trace -----------------------------------------------------------
 
     def validate(self, dl: Iterable[Any] | None = None) -> dict[str, float]:
-        """Return valid_loss and every metric over `dl` or the validation data, without callbacks."""
+        """Return valid_loss and every metric over `dl` or the validation data; no callback runs."""
         return self._score(self._loader(dl), None)
 
     def get_preds(

@@ -52,7 +52,11 @@ def build(
             raise ValueError("splitter cannot regroup a finished optimizer: pass its class instead")
         opt = opt_func
     elif callable(opt_func):
-        opt = opt_func(_torch_groups(layer_groups(model, splitter)))
+        groups = _torch_groups(layer_groups(model, splitter))
+        try:
+            opt = opt_func(groups)
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"opt_func refuses the parameter groups of model: {error}") from error
     else:
         raise TypeError(f"opt_func must be a torch optimizer class or factory, got {opt_func!r}")
     _check(opt, model)

@@ -82,14 +82,14 @@ class TrainingStep:
         if len(self._micro) < self.accumulate and not learn.last_batch:
             learn.fire("on_backward_end")
             return
-        self._finish_gradients()
+        self._finish_gradients(learn.model)
         learn.fire("on_backward_end")
         self._update(learn)
 
     def flush(self, learn: Learner) -> None:
         """Step on gradients that are left when an epoch ended before its last batch could step."""
         if self._micro:
-            self._finish_gradients()
+            self._finish_gradients(learn.model)
             self._update(learn)
 
     def autocast(self) -> AbstractContextManager[Any]:
@@ -117,13 +117,13 @@ class TrainingStep:
         torch.autograd.backward(self.scaler.scale(loss if weight == 1.0 else loss * weight))
         self._micro.append((loss.detach(), n))
 
-    def _finish_gradients(self) -> None:
+    def _finish_gradients(self, model: nn.Module) -> None:
         """Turn the gathered gradients into those of the mean loss, then clip."""
         self.scaler.unscale_(self.opt)
         weight = sum(n for _, n in self._micro) / self._micro[0][1]
         if weight == 1.0 and self.clip is None:
             return
-        parameters = [p for g in self.opt.param_groups for p in g["params"] if p.grad is not None]
+        parameters = [p for p in model.parameters() if p.grad is not None]
         if weight != 1.0:
             torch._foreach_div_([p.grad for p in parameters], weight)
         if self.clip is not None:

@@ -59,7 +59,7 @@ def finite_prefix(lrs: Any, losses: Any) -> tuple[Array, Array]:
 def suggest(lrs: Any, losses: Any) -> Suggestion:
     """Return the suggestion of a sweep; it never raises on a short, flat or ragged curve.
 
-    lr = sqrt(steepest divergence), kept within [steepest, divergence / 1.5]: between the point
+    lr = sqrt(steepest divergence), kept within [steepest, divergence / 2]: between the point
     where the loss falls fastest and the point where it has given back a quarter of its descent.
 
     Args:
@@ -94,13 +94,12 @@ def suggest(lrs: Any, losses: Any) -> Suggestion:
 def _found(
     steepest: float, minimum: float, divergence: float, reached: bool, clear: bool
 ) -> Suggestion:
-    lr = math.sqrt(steepest * divergence)
-    lr = max(steepest, min(lr, divergence / 1.5))
+    high = max(steepest, divergence / 2)
     reasons = [] if reached else ["the loss did not diverge: raise end_lr"]
     reasons += [] if clear else ["the descent is hardly above the noise: raise num_it"]
     return Suggestion(
-        lr=float(lr),
-        band=(float(steepest), float(max(steepest, divergence / 2))),
+        lr=float(min(math.sqrt(steepest * divergence), high)),
+        band=(float(steepest), float(high)),
         confidence="low" if reasons else "high",
         reason="; ".join(reasons),
         points={

@@ -50,6 +50,7 @@ class ProgressBar(Callback):
                 total=learn.batches_per_epoch,
                 desc=f"epoch {learn.epoch + 1}/{learn.n_epochs}",
                 leave=False,
+                mininterval=0.0,
                 dynamic_ncols=True,
             )
             self._shown, self._next = 0, time.monotonic() + REFRESH
@@ -59,7 +60,7 @@ class ProgressBar(Callback):
         if self._tqdm is None or time.monotonic() < self._next:
             return
         if learn.loss is not None:
-            self._tqdm.set_postfix_str(f"loss {float(learn.loss):.4f}", refresh=False)
+            self._tqdm.set_postfix_str(f"loss {learn.loss.item():.4f}", refresh=False)
         self._tqdm.update(learn.batch_index + 1 - self._shown)
         self._shown, self._next = learn.batch_index + 1, time.monotonic() + REFRESH
 

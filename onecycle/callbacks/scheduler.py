@@ -35,12 +35,13 @@ class ParamScheduler(Callback):
             raise TypeError(f"schedules must be a dict of name to schedule, got {schedules!r}")
         self.schedules: dict[str, list[Schedule]] = {}
         for name, value in schedules.items():
-            functions = [value] if callable(value) else list(value)
-            if not functions or not all(callable(function) for function in functions):
+            functions = [value] if callable(value) else value
+            given = isinstance(functions, (list, tuple)) and len(functions) > 0
+            if not given or not all(callable(function) for function in functions):
                 raise TypeError(
                     f"schedules[{name!r}] must be a function of progress, got {value!r}"
                 )
-            self.schedules[name] = functions
+            self.schedules[name] = list(functions)
 
     def on_train_begin(self, learn: Learner) -> None:
         """Check that the numbers of schedules and layer groups fit, before the first step."""

@@ -1,0 +1,96 @@
+"""Small real pieces that tests share."""
+
+import copy
+import random
+from functools import partial
+
+import numpy as np
+import torch
+from torch import nn
+
+from onecycle import Callback
+from onecycle.callback import EVENTS
+
+sgd = partial(torch.optim.SGD, momentum=0.9)
+
+
+def mlp():
+    """A network with all that has a state: BatchNorm and dropout; always the same weights."""
+    torch.manual_seed(1)
+    return nn.Sequential(
+        nn.Linear(64, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Dropout(0.2), nn.Linear(16, 10)
+    )
+
+
+def plain(seed=1):
+    """A linear model without randomness."""
+    torch.manual_seed(seed)
+    return nn.Linear(64, 10)
+
+
+class Log(Callback):
+    """Writes down every event; raises what `at` says at the given occurrence of an event."""
+
+    def __init__(self, at=None):
+        self.events = []
+        self.at = at or {}
+
+    def seen(self, event):
+        self.events.append(event)
+        for (name, count), error in self.at.items():
+            if name == event and self.events.count(event) == count:
+                raise error
+
+
+def _hook(event):
+    def hook(self, learn):
+        self.seen(event)
+
+    hook.__name__ = event
+    return hook
+
+
+for _event in EVENTS:
+    setattr(Log, _event, _hook(_event))
+
+
+def everything(learn):
+    """All that a run depends on, as a comparable copy."""
+    model, opt = learn.model, learn.opt
+    return copy.deepcopy(
+        {
+            "tensors": [*model.parameters(), *model.buffers()],
+            "grads": [p.grad for p in model.parameters()],
+            "modes": [m.training for m in model.modules()],
+            "opt": opt.state_dict(),
+            "torch": torch.get_rng_state(),
+            "numpy": np.random.get_state()[1],
+            "python": random.getstate(),
+            "loader": getattr(learn.data.train, "epoch", None),
+            "counters": [learn.epoch, learn.step, learn.total_steps, learn.scores],
+            "recorder": learn.recorder.state_dict(),
+            "callbacks": [vars(cb) for cb in learn.callbacks],
+        }
+    )
+
+
+def same(a, b):
+    """Whether two nested values are equal, tensors bit for bit and nan equal to nan."""
+    if isinstance(a, torch.Tensor):
+        return isinstance(b, torch.Tensor) and a.dtype == b.dtype and _equal(a, b)
+    if isinstance(a, np.ndarray):
+        return np.array_equal(a, b, equal_nan=a.dtype.kind == "f")
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(same(a[k], b[k]) for k in a)
+    if isinstance(a, (list, tuple)):
+        return len(a) == len(b) and all(map(same, a, b))
+    return a == b or (a != a and b != b)
+
+
+def _equal(a, b):
+    return a.shape == b.shape and torch.equal(a.nan_to_num(7e7), b.nan_to_num(7e7))
+
+
+def weights(learn):
+    """Parameters, buffers and optimizer state."""
+    return copy.deepcopy([learn.model.state_dict(), learn.opt.state_dict()])

@@ -1,0 +1,112 @@
+"""One contract for every callback that the package exports."""
+
+import inspect
+import io
+import json
+import sys
+
+import pytest
+from helpers import everything, mlp, same
+
+import onecycle
+from onecycle import Callback, Learner, LRFinder, OneCycleScheduler, ParamScheduler, accuracy
+from onecycle.callback import EVENTS
+from onecycle.schedules import linear
+
+MAKE = {
+    "Callback": Callback,
+    "LRFinder": LRFinder,
+    "OneCycleScheduler": lambda: OneCycleScheduler(0.1),
+    "ParamScheduler": lambda: ParamScheduler({"lr": linear(0.1, 0.01)}),
+    "ProgressBar": onecycle.ProgressBar,
+    "Recorder": onecycle.Recorder,
+}
+
+
+def test_every_exported_callback_is_in_the_contract():
+    classes = [c for c in vars(onecycle).values() if inspect.isclass(c) and issubclass(c, Callback)]
+    assert {c.__name__ for c in classes} == set(MAKE)
+
+
+@pytest.fixture(params=MAKE)
+def callback(request):
+    return MAKE[request.param]()
+
+
+def test_two_fits_and_a_second_learner(callback, data):
+    for learn in (Learner(data, mlp()), Learner(data, mlp(), metrics=[accuracy])):
+        for _ in range(2):
+            learn.fit(1, callbacks=[callback])
+
+
+def test_its_state_is_plain_and_comes_back(callback, data):
+    Learner(data, mlp()).fit(1, callbacks=[callback])
+    state = callback.state_dict()
+    assert json.loads(json.dumps(state)) == state
+    callback.load_state_dict(json.loads(json.dumps(state)))
+    assert callback.state_dict() == state
+
+
+def test_hooks_take_the_learner_and_are_documented(callback):
+    for event in EVENTS:
+        hook = getattr(type(callback), event)
+        assert list(inspect.signature(hook).parameters) == ["self", "learn"]
+        assert hook.__doc__
+
+
+def test_the_last_event_is_safe_without_the_first(callback, learn):
+    callback.on_train_end(learn)
+
+
+def test_it_keeps_no_tie_to_the_learner(callback, data):
+    learn = Learner(data, mlp())
+    learn.fit(1, callbacks=[callback])
+    assert learn not in vars(callback).values()
+
+
+def test_an_error_in_the_middle_leaves_it_usable(callback, learn):
+    class Fails(Callback):
+        def on_backward_end(self, learn):
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        learn.fit(1, callbacks=[callback, Fails])
+    learn.fit(1, callbacks=[callback])
+
+
+def test_a_subclass_with_an_unknown_event_is_refused(callback):
+    with pytest.raises(TypeError, match=r"on_fit_begin is no event; did you mean on_\w+\?"):
+        type("Typo", (type(callback),), {"on_fit_begin": lambda self, learn: None})
+
+
+def test_schedulers_alone_leave_the_optimizer_as_it_was(learn):
+    learn.fit(1)
+    groups = everything(learn)["opt"]["param_groups"]
+    for name in ("OneCycleScheduler", "ParamScheduler", "LRFinder"):
+        learn.fit(1, callbacks=[MAKE[name]()])
+    assert same(groups, everything(learn)["opt"]["param_groups"])
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+def test_the_bar_moves_and_leaves_a_clean_line(learn, monkeypatch):
+    monkeypatch.delenv("ONECYCLE_PROGRESS")
+    monkeypatch.setattr("onecycle.callbacks.progress.REFRESH", 0.0)
+    monkeypatch.setattr("sys.stderr", Terminal())
+    learn.fit(2)
+    shown = sys.stderr.getvalue()
+    assert "epoch 1/2" in shown
+    assert "epoch 2/2" in shown
+    assert "loss " in shown
+    assert shown.split("\r")[-1].strip() == ""
+
+
+def test_a_log_file_gets_no_bar(learn, monkeypatch, capsys):
+    monkeypatch.delenv("ONECYCLE_PROGRESS")
+    learn.fit(1)
+    captured = capsys.readouterr()
+    assert captured.err == ""
+    assert "\r" not in captured.out

@@ -1,0 +1,454 @@
+"""The Learner: what fit, fit_one_cycle, validate, get_preds, predict, save and load do."""
+
+from collections import namedtuple
+from functools import partial
+
+import numpy as np
+import pytest
+import torch
+from helpers import everything, mlp, plain, same, sgd, weights
+from torch import nn
+from torch.nn import functional
+from torch.utils.data import DataLoader, IterableDataset, TensorDataset
+
+from onecycle import Callback, DataLoaders, Learner, ParamScheduler, accuracy
+from onecycle.schedules import linear, one_cycle, one_cycle_momentum, sample
+
+
+def plain_loop(model, data, opt, epochs, accumulate=1, clip=None):
+    """The loop a user writes by hand: the reference."""
+    for epoch in range(epochs):
+        data.train.set_epoch(epoch)
+        model.train()
+        loaded = list(data.train)
+        for first in range(0, len(loaded), accumulate):
+            group = loaded[first : first + accumulate]
+            x, y = (torch.cat(parts) for parts in zip(*group, strict=True))
+            functional.cross_entropy(model(x), y).backward()
+            if clip is not None:
+                nn.utils.clip_grad_norm_(model.parameters(), clip)
+            opt.step()
+            opt.zero_grad()
+
+
+@pytest.mark.parametrize("clip", [None, 0.1])
+def test_fit_is_the_plain_loop_bit_for_bit(data, clip):
+    by_hand = mlp()
+    torch.manual_seed(2)
+    plain_loop(by_hand, data, torch.optim.SGD(by_hand.parameters(), 0.1), epochs=2, clip=clip)
+    learn = Learner(data, mlp(), opt_func=torch.optim.SGD, wd=None, clip=clip)
+    torch.manual_seed(2)
+    learn.fit(2, lr=0.1)
+    assert same(by_hand.state_dict(), learn.model.state_dict())
+
+
+@pytest.mark.parametrize("accumulate", [2, 3, 4, 100])
+def test_accumulation_is_a_larger_batch_also_when_ragged(digit_tensors, accumulate):
+    x, y = digit_tensors
+    data = DataLoaders.from_tensors(x[:95], y[:95], batch_size=10)
+    by_hand = plain()
+    plain_loop(by_hand, data, torch.optim.SGD(by_hand.parameters(), 0.1), 2, accumulate)
+    learn = Learner(data, plain(), opt_func=torch.optim.SGD, wd=None, accumulate=accumulate)
+    learn.fit(2, lr=0.1)
+    torch.testing.assert_close(learn.model.weight, by_hand.weight, rtol=1e-5, atol=1e-6)
+    assert learn.step == learn.total_steps == 2 * -(-10 // accumulate)
+    assert learn.recorder.epochs[-1] < 2
+
+
+def test_validation_does_not_change_training(data):
+    with_valid, without = (Learner(d, mlp()) for d in (data, (data.train, None)))
+    for learn in (with_valid, without):
+        torch.manual_seed(2)
+        learn.fit_one_cycle(2, 1e-2)
+    assert same(weights(with_valid), weights(without))
+
+
+def test_one_cycle_writes_the_schedule_exactly(learn):
+    learn.fit_one_cycle(3, 0.02)
+    assert learn.recorder.lrs.tolist() == sample(one_cycle(0.02, total_steps=30), 30)
+    assert learn.recorder.moms.tolist() == sample(one_cycle_momentum(total_steps=30), 30)
+
+
+def test_one_cycle_counts_updates_under_accumulation(data):
+    learn = Learner(data, mlp(), accumulate=3)
+    learn.fit_one_cycle(2, 0.02)
+    assert learn.recorder.lrs.tolist() == sample(one_cycle(0.02, total_steps=8), 8)
+
+
+def test_hyper_parameters_are_what_they_were_after_a_fit(data):
+    learn = Learner(data, mlp(), opt_func=partial(sgd, lr=0.3))
+    learn.fit_one_cycle(1, 0.1, wd=0.5)
+    learn.fit(1, 0.2, wd=0.1, schedule=linear(1, 0))
+    groups = learn.opt.param_groups
+    assert [(g["lr"], g["momentum"], g["weight_decay"]) for g in groups] == [
+        (0.3, 0.9, 0.01),
+        (0.3, 0.9, 0.0),
+    ]
+
+
+def test_fit_without_a_rate_takes_the_optimizers(data):
+    learn = Learner(data, mlp(), opt_func=partial(sgd, lr=0.07))
+    learn.fit(1)
+    learn.fit_one_cycle(1)
+    assert set(learn.recorder.lrs[:10]) == {0.07}
+    assert learn.recorder.lrs[10:].max() == 0.07
+
+
+def test_schedule_is_a_factor_of_the_rate(learn):
+    learn.fit(1, 0.1, schedule=linear(1, 0))
+    np.testing.assert_allclose(learn.recorder.lrs, 0.1 * np.linspace(1, 0, 10), atol=1e-17)
+
+
+def test_param_scheduler_moves_any_hyper_parameter(data):
+    seen = []
+
+    class Watch(Callback):
+        def on_batch_begin(self, learn):
+            seen.append([(g["weight_decay"], g["eps"]) for g in learn.opt.param_groups])
+
+    scheduler = ParamScheduler({"wd": linear(0.2, 0.1), "eps": lambda p: 1e-8 * (1 + p)})
+    Learner(data, mlp()).fit(1, callbacks=[scheduler, Watch])
+    assert seen[0] == [(0.2, 1e-8), (0.0, 1e-8)]
+    assert seen[-1] == [(0.1, 2e-8), (0.0, 2e-8)]
+
+
+def test_a_cycle_in_two_calls_is_the_cycle_in_one(data):
+    whole, parts = Learner(data, mlp()), Learner(data, mlp())
+    torch.manual_seed(2)
+    whole.fit_one_cycle(5, 0.02)
+    torch.manual_seed(2)
+    parts.fit_one_cycle(2, 0.02, tot_epochs=5)
+    parts.fit_one_cycle(3, 0.02, tot_epochs=5, start_epoch=2)
+    assert same(weights(whole), weights(parts))
+    assert whole.recorder.lrs.tolist() == parts.recorder.lrs.tolist()
+    assert [row["epoch"] for row in parts.recorder.history] == [1, 2, 3, 4, 5]
+
+
+def split_in_two(model):
+    return [list(model[0].parameters()) + list(model[1].parameters()), list(model[4].parameters())]
+
+
+@pytest.mark.parametrize("max_lr", [[1e-3, 1e-2], slice(1e-3, 1e-2), slice(1e-2)])
+def test_rates_of_layer_groups(data, max_lr):
+    learn = Learner(data, mlp(), splitter=split_in_two)
+    peaks = []
+
+    class Watch(Callback):
+        def on_batch_end(self, learn):
+            peaks.append([g["lr"] for g in learn.opt.param_groups])
+
+    learn.fit_one_cycle(1, max_lr, callbacks=[Watch])
+    assert np.max(peaks, axis=0).tolist() == [1e-3, 1e-3, 1e-2, 1e-2]
+
+
+@pytest.mark.parametrize("opt_func", [torch.optim.Adagrad, torch.optim.SGD])
+def test_an_optimizer_without_momentum_is_left_alone_with_one_notice(data, opt_func):
+    learn = Learner(data, mlp(), opt_func=opt_func)
+    with pytest.warns(UserWarning, match="no momentum in use") as notices:
+        learn.fit_one_cycle(1, 0.01)
+    assert len(notices) == 1
+    assert all(g.get("momentum", 0) == 0 for g in learn.opt.param_groups)
+    learn.fit_one_cycle(1, 0.01, moms=None)
+
+
+@pytest.mark.parametrize(
+    "opt_func",
+    [
+        torch.optim.Adam,
+        torch.optim.NAdam,
+        torch.optim.RAdam,
+        torch.optim.Adamax,
+        partial(torch.optim.RMSprop, momentum=0.9),
+        sgd,
+        lambda groups: torch.optim.AdamW(groups, betas=(0.9, 0.99)),
+    ],
+)
+def test_any_torch_optimizer_trains_by_one_cycle(data, opt_func):
+    learn = Learner(data, mlp(), opt_func=opt_func)
+    learn.fit_one_cycle(4, 1e-2)
+    assert learn.recorder.moms.min() == 0.85
+    assert learn.recorder.history[-1]["train_loss"] < learn.recorder.history[0]["train_loss"]
+
+
+def test_a_finished_optimizer_is_used_as_it_is(data):
+    model = mlp()
+    opt = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, weight_decay=0.3)
+    learn = Learner(data, model, opt_func=opt)
+    learn.fit_one_cycle(1, 0.1)
+    assert learn.opt is opt
+    assert (len(opt.param_groups), opt.param_groups[0]["weight_decay"]) == (1, 0.3)
+
+
+Pair = namedtuple("Pair", "x y")
+
+
+class TwoInputs(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.net = plain()
+
+    def forward(self, x, extra):
+        return self.net(x) + extra
+
+
+FORMATS = {
+    "tuple": (lambda x, y: (x, y), plain),
+    "list": (lambda x, y: [x, y], plain),
+    "named tuple": (Pair, plain),
+    "three": (lambda x, y: (x, x.mean(1, keepdim=True), y), TwoInputs),
+    "nested": (lambda x, y: ((x, x.mean(1, keepdim=True)), y), TwoInputs),
+    "nested mapping": (lambda x, y: ({"x": x, "extra": 0.0}, y), TwoInputs),
+    "mapping": (lambda x, y: {"x": x, "extra": torch.zeros(1), "label": y}, TwoInputs),
+}
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_every_form_of_batch_trains_and_predicts(data, name):
+    form, model = FORMATS[name]
+    loaders = [[form(*batch) for batch in part] for part in (data.train, data.valid)]
+    learn = Learner(tuple(loaders), model(), metrics=[accuracy])
+    learn.lr_find(num_it=10)
+    learn.fit_one_cycle(3, 0.05)
+    preds, targets = learn.get_preds()
+    assert preds.shape == (100, 10)
+    assert targets.tolist() == data.valid.tensors[1].tolist()
+    assert learn.validate()["accuracy"] > 0.6
+
+
+def test_a_model_may_return_a_tuple_or_a_mapping(data):
+    class Two(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.net = plain()
+
+        def forward(self, x):
+            return {"scores": self.net(x), "extra": (x.mean(1),)}
+
+    loss = nn.CrossEntropyLoss()
+    learn = Learner(data, Two(), loss_func=lambda pred, y: loss(pred["scores"], y))
+    learn.fit(1)
+    assert learn.get_preds()[0]["extra"][0].shape == (100,)
+
+
+class Stream(IterableDataset):
+    """Batches without a length."""
+
+    def __init__(self, batches):
+        self.batches = batches
+
+    def __iter__(self):
+        return iter(self.batches)
+
+
+class SizedStream(Stream):
+    def __len__(self):
+        return len(self.batches)
+
+
+def test_an_iterable_of_known_length(data):
+    learn = Learner((DataLoader(SizedStream(list(data.train)), batch_size=None), None), plain())
+    learn.fit_one_cycle(2, 1e-2)
+    assert learn.step == learn.total_steps == 20
+
+
+@pytest.mark.parametrize(("steps", "first_of_second"), [(4, 4), (10, 0), (15, 5)])
+def test_an_iterable_of_unknown_length_goes_on_where_it_stopped(data, steps, first_of_second):
+    batches, seen = list(data.train), []
+
+    class Watch(Callback):
+        def on_batch_begin(self, learn):
+            seen.append(learn.batch[1].tolist())
+
+    loaders = DataLoaders(Stream(batches), data.valid, steps_per_epoch=steps)
+    learn = Learner(loaders, plain(), callbacks=[Watch])
+    learn.lr_find(num_it=25)
+    learn.fit_one_cycle(2, 1e-2)
+    assert len(seen) == learn.total_steps == 2 * steps
+    assert seen[steps] == batches[first_of_second][1].tolist()
+
+
+def test_an_unknown_length_is_asked_for_by_name(data):
+    with pytest.raises(ValueError, match="steps_per_epoch"):
+        Learner((Stream(list(data.train)), None), plain())
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_torch_loader_trains(digit_tensors, workers):
+    x, y = digit_tensors
+    loader = DataLoader(TensorDataset(x[:90], y[:90]), 30, shuffle=True, num_workers=workers)
+    learn = Learner((loader, loader), mlp(), metrics=[accuracy])
+    learn.fit_one_cycle(2, 1e-2)
+    assert len(learn.recorder.losses) == 6
+
+
+def test_the_order_of_batches_is_a_function_of_seed_and_epoch(data):
+    seen = []
+
+    class Watch(Callback):
+        def on_batch_begin(self, learn):
+            seen.append(learn.batch[1].tolist())
+
+    learn = Learner(data, plain(), callbacks=[Watch])
+    learn.fit(1)
+    learn.fit(1)
+    again = Learner(data, plain(), callbacks=[Watch])
+    again.fit(2)
+    assert seen[:20] == seen[20:]
+    assert seen[:10] != seen[10:20]
+
+
+def test_validate_is_exact_whatever_the_batches(data, digit_tensors):
+    learn = Learner(data, mlp(), metrics=[accuracy])
+    learn.fit(1)
+    x, y = (part[300:400] for part in digit_tensors)
+    learn.model.eval()
+    whole = functional.cross_entropy(learn.model(x), y).item()
+    right = (learn.model(x).argmax(1) == y).sum().item()
+    for size in (1, 7, 30, 100):
+        parts = list(zip(x.split(size), y.split(size), strict=True))
+        scores = learn.validate(parts)
+        assert scores["valid_loss"] == pytest.approx(whole, rel=1e-6)
+        assert scores["accuracy"] == right / 100
+
+
+@pytest.mark.parametrize("call", ["validate", "get_preds", "predict"])
+def test_evaluation_leaves_no_trace(digit_tensors, call):
+    x, y = digit_tensors
+    loader = DataLoader(TensorDataset(x[:90], y[:90]), 30, shuffle=True)
+    learn = Learner((loader, loader), mlp(), metrics=[accuracy])
+    learn.fit(1)
+    learn.model[1].eval()
+    before = everything(learn)
+    getattr(learn, call)(*([x[:5]] if call == "predict" else []))
+    assert same(before, everything(learn))
+
+
+def test_predictions_are_probabilities(learn, digit_tensors):
+    preds, targets = learn.get_preds()
+    torch.testing.assert_close(preds.sum(1), torch.ones(100))
+    raw, _ = learn.get_preds(activate=False)
+    torch.testing.assert_close(raw.softmax(1), preds)
+    assert torch.equal(learn.predict(digit_tensors[0][300:330]), preds[:30])
+    assert targets.shape == (100,)
+
+
+@pytest.mark.parametrize(
+    ("loss_func", "turn"),
+    [
+        (nn.CrossEntropyLoss(label_smoothing=0.1), lambda p: p.softmax(1)),
+        (functional.cross_entropy, lambda p: p.softmax(1)),
+        (nn.BCEWithLogitsLoss(), torch.sigmoid),
+        (nn.NLLLoss(), torch.exp),
+        (nn.MSELoss(), lambda p: p),
+    ],
+)
+def test_the_loss_decides_the_activation(data, loss_func, turn):
+    learn = Learner(data, plain(), loss_func=loss_func)
+    torch.testing.assert_close(learn.get_preds()[0], turn(learn.get_preds(activate=False)[0]))
+
+
+def test_inputs_alone_can_be_predicted(learn, digit_tensors):
+    x = digit_tensors[0][:50]
+    for dl in ([x], [(x,)], DataLoader(TensorDataset(x), 50)):
+        preds, targets = learn.get_preds(dl)
+        assert (preds.shape, targets) == ((50, 10), None)
+    assert torch.equal(learn.predict(x.double().numpy()), preds)
+
+
+def test_integers_mean_cross_entropy_and_floats_squared_error(data, digit_tensors):
+    Learner(data, plain()).fit(1)
+    x = digit_tensors[0][:64]
+    y = x.mean(1, keepdim=True)
+    learn = Learner(DataLoaders.from_tensors(x, y), nn.Linear(64, 1))
+    learn.fit(20, 1e-2)
+    assert learn.recorder.losses[-1] < 0.1 * learn.recorder.losses[0]
+
+
+def test_save_and_load_give_back_model_and_optimizer(data, tmp_path):
+    learn = Learner(data, mlp())
+    learn.fit(1)
+    path = learn.save(tmp_path / "folder" / "model.pt")
+    other = Learner(data, mlp()).load(path)
+    assert same(weights(learn), weights(other))
+    assert [file.name for file in path.parent.iterdir()] == ["model.pt"]
+
+
+def test_load_refuses_another_model_and_changes_nothing(data, tmp_path):
+    path = Learner(data, plain()).save(tmp_path / "a.pt")
+    learn = Learner(data, mlp())
+    before = everything(learn)
+    with pytest.raises(ValueError, match=r"another model: '0.weight' is missing"):
+        learn.load(path)
+    assert same(before, everything(learn))
+
+
+def test_load_refuses_another_optimizer_unless_told(data, tmp_path):
+    path = Learner(data, plain(2), opt_func=sgd).save(tmp_path / "a.pt")
+    learn = Learner(data, plain())
+    with pytest.raises(ValueError, match=r"optimizer SGD.*with_opt=False"):
+        learn.load(path)
+    learn.load(path, with_opt=False)
+    assert torch.equal(learn.model.weight, plain(2).weight)
+
+
+@pytest.mark.parametrize("content", [b"", b"not a checkpoint"])
+def test_load_refuses_a_damaged_file(learn, tmp_path, content):
+    (tmp_path / "bad.pt").write_bytes(content)
+    with pytest.raises(ValueError, match=r"bad.pt' cannot be read"):
+        learn.load(tmp_path / "bad.pt")
+
+
+def test_load_names_a_missing_file(learn):
+    with pytest.raises(FileNotFoundError, match=r"there is no file 'nowhere.pt'"):
+        learn.load("nowhere.pt")
+
+
+def test_a_failed_save_keeps_the_file_that_was_there(learn, tmp_path):
+    path = learn.save(tmp_path / "a.pt")
+    before = path.read_bytes()
+    learn.opt.param_groups[0]["bad"] = lambda: None
+    with pytest.raises(AttributeError):
+        learn.save(path)
+    assert path.read_bytes() == before
+    assert [file.name for file in tmp_path.iterdir()] == ["a.pt"]
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_half_precision_trains(data, precision):
+    learn = Learner(data, mlp(), precision=precision, metrics=[accuracy])
+    learn.lr_find(num_it=10)
+    learn.fit_one_cycle(8, 0.02)
+    assert learn.recorder.history[-1]["accuracy"] > 0.7
+    assert learn.get_preds()[0].dtype == learn.model[0].weight.dtype == torch.float32
+
+
+def test_frozen_batch_norm_stays_as_a_callback_sets_it(data):
+    class Freeze(Callback):
+        def on_epoch_begin(self, learn):
+            learn.model[1].eval()
+
+    learn = Learner(data, mlp(), callbacks=[Freeze])
+    mean = learn.model[1].running_mean.clone()
+    learn.fit(2)
+    assert torch.equal(learn.model[1].running_mean, mean)
+
+
+def test_the_table_shows_every_epoch(data, capsys, monkeypatch):
+    monkeypatch.delenv("ONECYCLE_PROGRESS")
+    learn = Learner(data, mlp(), metrics=[accuracy])
+    learn.fit_one_cycle(2, 1e-2)
+    head, *rows = capsys.readouterr().out.splitlines()
+    assert head.split() == ["epoch", "train_loss", "valid_loss", "accuracy", "lr", "time"]
+    assert [row.split()[0] for row in rows] == ["1", "2"]
+    assert {len(line) for line in [head, *rows]} == {len(head)}
+
+
+def test_no_bar_and_no_logging(data, capsys, monkeypatch):
+    monkeypatch.delenv("ONECYCLE_PROGRESS")
+    learn = Learner(data, mlp())
+    with learn.no_logging():
+        learn.fit(1)
+    assert capsys.readouterr().out == ""
+    with learn.no_bar():
+        learn.fit(1)
+    assert len(capsys.readouterr().out.splitlines()) == 2

@@ -1,0 +1,281 @@
+"""lr_find: it leaves no trace whatever happens, stops in time, and says what the curve says."""
+
+import copy
+import math
+import pickle
+import random
+
+import numpy as np
+import pytest
+import torch
+from helpers import Log, everything, mlp, plain, same, sgd, weights
+from torch import nn
+from torch.utils.data import DataLoader, Dataset, TensorDataset
+
+from onecycle import Callback, DataLoaders, Learner, LRFind, LRFinder
+from onecycle.suggest import suggest
+
+OPTIMIZERS = {"sgd": sgd, "adamw": torch.optim.AdamW}
+LOADERS = ["in_memory", "torch", "own_generator"]
+
+
+class Noisy(Dataset):
+    """Augmentation that draws from every global generator."""
+
+    def __init__(self, x, y):
+        self.x, self.y, self.calls = x, y, 0
+
+    def __len__(self):
+        return len(self.x)
+
+    def __getitem__(self, i):
+        self.calls += 1
+        noise = torch.rand(1) + np.random.rand() + random.random()
+        return self.x[i] + 0.01 * noise.float(), self.y[i]
+
+
+class Trouble(nn.Module):
+    """Raises or spoils the output at one forward pass; has state that state_dict misses."""
+
+    def __init__(self, at=10**9, what=None):
+        super().__init__()
+        self.net, self.at, self.what, self.calls = mlp(), at, what, 0
+        self.register_buffer("seen", torch.zeros(1), persistent=False)
+        self.last = torch.zeros(1)
+
+    def forward(self, x):
+        self.calls += 1
+        self.seen += 1
+        self.last = self.last + 1
+        if self.training and self.calls == self.at:
+            if isinstance(self.what, BaseException):
+                raise self.what
+            return self.net(x) * self.what
+        return self.net(x)
+
+
+def make(digit_tensors, opt="adamw", loader="torch", model=None, **options):
+    torch.manual_seed(3)
+    np.random.seed(3)
+    random.seed(3)
+    x, y = digit_tensors
+    data = DataLoaders.from_tensors(x[:300], y[:300], batch_size=30)
+    if loader != "in_memory":
+        generator = torch.Generator().manual_seed(5) if loader == "own_generator" else None
+        train = DataLoader(Noisy(x[:300], y[:300]), 30, shuffle=True, generator=generator)
+        data = DataLoaders(train, [(x[300:400], y[300:400])])
+    return Learner(data, model or Trouble(), opt_func=OPTIMIZERS[opt], **options)
+
+
+def sweep(learn, **options):
+    """Run lr_find and swallow what the test planted."""
+    try:
+        learn.lr_find(**options)
+    except (KeyboardInterrupt, ZeroDivisionError, ValueError):
+        return
+
+
+CASES = {
+    "success": {},
+    "divergence": {"end_lr": 1e4},
+    "longer_than_an_epoch": {"num_it": 37},
+    "shorter_than_an_epoch": {"num_it": 10},
+}
+FAULTS = {
+    "nan_at_first": (1, float("nan")),
+    "nan_later": (14, float("nan")),
+    "inf_later": (14, float("inf")),
+    "exception": (14, ZeroDivisionError()),
+    "interrupt": (14, KeyboardInterrupt()),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("opt", OPTIMIZERS)
+@pytest.mark.parametrize("loader", LOADERS)
+def test_it_leaves_no_trace(digit_tensors, case, opt, loader):
+    learn = make(digit_tensors, opt, loader)
+    learn.fit_one_cycle(1, 1e-2)
+    before, mine = everything(learn), copy.copy(vars(learn.model))
+    learn.lr_find(**CASES[case])
+    assert same(before, everything(learn))
+    assert same(mine["last"], learn.model.last)
+    assert learn.model.calls == mine["calls"]
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+@pytest.mark.parametrize("opt", OPTIMIZERS)
+def test_it_leaves_no_trace_of_a_fault(digit_tensors, fault, opt):
+    at, what = FAULTS[fault]
+    learn = make(digit_tensors, opt, model=Trouble(at, what))
+    before = everything(learn)
+    sweep(learn)
+    assert same(before, everything(learn))
+
+
+@pytest.mark.parametrize("fault", [*FAULTS, None])
+@pytest.mark.parametrize("opt", OPTIMIZERS)
+@pytest.mark.parametrize("loader", LOADERS)
+def test_training_after_it_is_training_without_it(digit_tensors, fault, opt, loader):
+    runs = []
+    for find in (True, False):
+        at, what = FAULTS.get(fault, (10**9, None))
+        learn = make(digit_tensors, opt, loader, model=Trouble(at, what))
+        learn.model.at = at if find else 10**9
+        if find:
+            sweep(learn)
+            learn.model.at = 10**9
+        learn.fit_one_cycle(2, 1e-2)
+        rows = [{**row, "seconds": 0} for row in learn.recorder.history]
+        runs.append([weights(learn), learn.recorder.losses, learn.recorder.lrs, rows])
+    assert same(*runs)
+
+
+@pytest.mark.parametrize("mode", [True, False])
+def test_gradients_and_mode_come_back(learn, mode):
+    learn.model.train(mode)
+    gradient = torch.ones_like(learn.model[0].weight)
+    learn.model[0].weight.grad = gradient
+    learn.lr_find(num_it=10)
+    assert learn.model[0].weight.grad is gradient
+    assert learn.model.training is mode
+
+
+def test_persistent_workers_do_not_remember_it(digit_tensors):
+    x, y = digit_tensors
+    runs = []
+    for find in (True, False):
+        torch.manual_seed(0)
+        train = DataLoader(
+            Noisy(x[:60], y[:60]), 30, shuffle=True, num_workers=1, persistent_workers=True
+        )
+        learn = Learner((train, None), mlp())
+        learn.fit(1)
+        if find:
+            learn.lr_find(num_it=10)
+        learn.fit(1)
+        runs.append(weights(learn))
+        train._iterator = None
+    assert same(*runs)
+
+
+def test_it_writes_no_file_and_runs_no_callback(learn, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    log = Log()
+    learn.callbacks.append(log)
+    learn.lr_find()
+    assert log.events == []
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_sweep_is_exponential_and_ends_exactly(learn):
+    found = learn.lr_find(1e-6, 1e-2, num_it=41, stop_div=False)
+    assert (found.lrs[0], found.lrs[-1], len(found.lrs)) == (1e-6, 1e-2, 41)
+    np.testing.assert_allclose(np.diff(np.log10(found.lrs)), 0.1)
+
+
+def test_losses_are_those_of_the_steps(learn):
+    finder, losses = LRFinder(1e-6, 1e-2, num_it=20), []
+
+    class Watch(Callback):
+        def on_backward_end(self, learn):
+            losses.append(learn.loss.item())
+
+    learn.fit(2, callbacks=[finder, Watch])
+    assert finder.losses == losses == learn.recorder.losses.tolist()
+
+
+def test_it_stops_when_the_loss_diverges(learn):
+    found = learn.lr_find(end_lr=1e6, num_it=200)
+    assert len(found.losses) < 200
+    assert found.losses[-1] > 2 * found.losses[0]
+    assert len(learn.lr_find(end_lr=1e3, num_it=60, stop_div=False).losses) == 60
+
+
+def test_a_negative_loss_does_not_stop_it(data):
+    loss = nn.CrossEntropyLoss()
+    learn = Learner(data, mlp(), loss_func=lambda pred, y: loss(pred, y) - 5)
+    assert len(learn.lr_find(end_lr=1e-2).losses) == 100
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_a_loss_that_is_not_finite_ends_it_at_once(digit_tensors, bad):
+    learn = make(digit_tensors, model=Trouble(14, bad))
+    found = learn.lr_find()
+    assert len(found.losses) == 14
+    assert not math.isfinite(found.losses[-1])
+    found.plot()
+
+
+def test_a_bad_loss_at_the_first_step_is_an_error_that_names_start_lr(digit_tensors):
+    learn = make(digit_tensors, model=Trouble(1, float("nan")))
+    with pytest.raises(ValueError, match="nan at the first step, start_lr=1e-07"):
+        learn.lr_find()
+
+
+def test_the_result_is_a_float_that_fits(learn):
+    found = learn.lr_find()
+    assert 1e-3 < float(found) < 1
+    assert found.band[0] <= found <= found.band[1]
+    assert found.confidence == "high"
+    assert found * 1 == float(found) == pickle.loads(pickle.dumps(found))
+    learn.fit_one_cycle(1, found)
+    assert learn.recorder.lrs.max() == float(found)
+
+
+def test_a_trained_model_gives_no_signal_and_fit_says_why(digit_tensors):
+    x, y = digit_tensors
+    learn = Learner(DataLoaders.from_tensors(x, y), plain(), opt_func=sgd)
+    found = learn.lr_find(end_lr=1e-6)
+    assert math.isnan(found)
+    with pytest.raises(ValueError, match=r"max_lr .*no descent: already trained"):
+        learn.fit_one_cycle(1, found)
+
+
+LRS = np.logspace(-7, 1, 100)
+DESCENT = 2.3 - 2.0 / (1 + (3e-3 / LRS) ** 1.5) + np.minimum(LRS / 0.3, 10) ** 2
+
+
+@pytest.mark.parametrize("scale", [1e-3, 1.0, 1e3])
+@pytest.mark.parametrize("shift", [0.0, -10.0])
+def test_the_suggestion_does_not_depend_on_scale_and_sign_of_the_loss(scale, shift):
+    assert suggest(LRS, scale * (DESCENT + shift)).lr == pytest.approx(suggest(LRS, DESCENT).lr)
+
+
+def test_the_suggestion_lies_between_steepest_and_divergence():
+    found = suggest(LRS, DESCENT)
+    points = found.points
+    assert points["steepest"] < found.lr < points["divergence"]
+    assert points["steepest"] == pytest.approx(3e-3, rel=0.3)
+    assert points["minimum"] == pytest.approx(LRS[DESCENT.argmin()], rel=0.25)
+
+
+@pytest.mark.parametrize("n", range(30))
+def test_a_short_curve_never_raises(n):
+    assert suggest(LRS[:n], DESCENT[:n]).confidence in ("high", "low", "none")
+    assert np.isnan(LRFind(LRS[:n], DESCENT[:n])) or n >= 10
+
+
+@pytest.mark.parametrize("curve", [np.full(100, 2.3), np.linspace(1, 3, 100), np.full(100, np.nan)])
+def test_a_curve_that_does_not_fall_has_no_suggestion(curve):
+    found = LRFind(LRS, curve)
+    assert (found.confidence, math.isnan(found)) == ("none", True)
+    assert found.reason in repr(found)
+
+
+def test_noise_without_descent_has_no_suggestion():
+    noise = np.random.default_rng(0)
+    answers = [suggest(LRS, 0.1 + 0.03 * noise.standard_normal(100)).confidence for _ in range(50)]
+    assert answers.count("high") == 0
+
+
+def test_a_sweep_that_ends_before_divergence_says_so():
+    found = suggest(LRS[:70], DESCENT[:70])
+    assert found.confidence == "low"
+    assert "raise end_lr" in found.reason
+
+
+def test_tensor_dataset_is_fine(digit_tensors):
+    x, y = digit_tensors
+    loader = DataLoader(TensorDataset(x[:120], y[:120]), batch_size=30, shuffle=True)
+    assert len(Learner((loader, None), mlp()).lr_find(num_it=25).lrs) <= 25
