@@ -27,7 +27,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         data = DATA_SETS[options.data](device=options.device, seed=options.seed)
         learn = _learner(data, options)
-        print(f"data: {options.data}, {len(data.train)} batches an epoch, on {learn.device}")
+        print(f"data: {options.data}, {data.steps_per_epoch} batches an epoch, on {learn.device}")
         lr = options.lr or _find_lr(learn)
         print(f"\n1cycle: fit_one_cycle({epochs}, {lr:.1e})")
         learn.fit_one_cycle(epochs, lr)

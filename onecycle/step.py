@@ -123,11 +123,10 @@ class TrainingStep:
         weight = sum(n for _, n in self._micro) / self._micro[0][1]
         if weight == 1.0 and self.clip is None:
             return
-        parameters = [p for p in model.parameters() if p.grad is not None]
         if weight != 1.0:
-            torch._foreach_div_([p.grad for p in parameters], weight)
+            torch._foreach_div_([p.grad for p in model.parameters() if p.grad is not None], weight)
         if self.clip is not None:
-            nn.utils.clip_grad_norm_(parameters, self.clip)
+            nn.utils.clip_grad_norm_(model.parameters(), self.clip)
 
     def _sum_up(self) -> None:
         self.samples = sum(n for _, n in self._micro)

@@ -5,10 +5,11 @@ from __future__ import annotations
 import os
 import sys
 import time
-import warnings
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 from onecycle.callback import Callback
+from onecycle.plot import in_notebook
 
 if TYPE_CHECKING:
     from onecycle.learner import Learner
@@ -109,14 +110,11 @@ def _off() -> bool:
 
 
 def _watched() -> bool:
-    """Tell whether somebody can see a bar move: a terminal or a notebook."""
-    return sys.stderr.isatty() or "ipykernel" in sys.modules
+    """Tell whether a bar can move: in a terminal, or in a notebook that has widgets."""
+    return sys.stderr.isatty() or (in_notebook() and find_spec("ipywidgets") is not None)
 
 
 def _bar(**options: Any) -> Any:
-    with warnings.catch_warnings():
-        # Without ipywidgets tqdm says so and falls back to text, which is what we want.
-        warnings.simplefilter("ignore")
-        from tqdm.auto import tqdm
+    from tqdm.auto import tqdm
 
-        return tqdm(**options)
+    return tqdm(**options)
