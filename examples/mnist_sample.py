@@ -84,7 +84,7 @@ def table(results: dict[str, np.ndarray]) -> None:
 def pictures(folder: Path, train: tuple[Tensor, Tensor], valid: tuple[Tensor, Tensor]) -> None:
     """Draw the sweep and the schedule of the first seed, for the README."""
     folder.mkdir(parents=True, exist_ok=True)
-    learn = train_one(lambda learn: print(f"lr_find: {learn.lr_find()}"), 0, train, valid)
+    learn = train_one(lambda learn: print(f"lr_find: {learn.lr_find()!r}"), 0, train, valid)
     learn.recorder.plot()
     plt.savefig(folder / "lr_find.png", dpi=90)
     with learn.no_logging():

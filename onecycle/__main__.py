@@ -62,7 +62,7 @@ def _learner(data: DataLoaders, options: argparse.Namespace) -> Learner:
 
 def _find_lr(learn: Learner) -> float:
     found = learn.lr_find()
-    print(f"lr_find: {found}")
+    print(f"lr_find: {found!r}")
     if found.confidence == "none":
         raise ValueError("lr_find has no suggestion: give --lr")
     return float(found)
@@ -127,12 +127,9 @@ def _rate(text: str) -> float:
 
 def _device(text: str) -> torch.device:
     try:
-        device = torch.device(text)
-        torch.zeros(1, device=device)
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
-        raise argparse.ArgumentTypeError(f"{text!r} cannot be used: {reason}") from None
-    return device
+        return batch.as_device(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -16,8 +17,38 @@ def default_device() -> torch.device:
     return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
 
 
+def as_device(device: torch.device | str | None) -> torch.device:
+    """Return `device`, the default one for None, once it is known to work.
+
+    Raises:
+        ValueError: there is no such device here.
+    """
+    if device is None:
+        return default_device()
+    try:
+        return torch.zeros(1, device=device).device
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"device={device!r} cannot be used: {reason}") from None
+
+
+def as_tensor(value: Any) -> Tensor:
+    """Return an array, a data frame, a series or a list as a tensor; float64 becomes the default.
+
+    A tensor is returned as it is: who made it chose its type.
+
+    >>> as_tensor(np.zeros(2)).dtype
+    torch.float32
+    """
+    if isinstance(value, Tensor):
+        return value
+    array = np.asarray(value.to_numpy() if hasattr(value, "to_numpy") else value)
+    tensor = torch.from_numpy(array if array.flags.writeable else array.copy())
+    return tensor.to(torch.get_default_dtype()) if array.dtype == np.float64 else tensor
+
+
 def to_device(batch: Any, device: torch.device) -> Any:
-    """Return `batch` with every tensor on `device`, moved without waiting; the rest as it is.
+    """Return `batch` with every tensor and array on `device`, moved without waiting.
 
     >>> to_device({"x": torch.ones(2), "ids": ["a", "b"]}, torch.device("cpu"))
     {'x': tensor([1., 1.]), 'ids': ['a', 'b']}
@@ -30,6 +61,8 @@ def to_device(batch: Any, device: torch.device) -> Any:
         return type(batch)(*(to_device(value, device) for value in batch))
     if isinstance(batch, (tuple, list)):
         return type(batch)(to_device(value, device) for value in batch)
+    if isinstance(batch, np.ndarray):
+        return as_tensor(batch).to(device)
     return batch
 
 

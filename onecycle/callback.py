@@ -47,6 +47,26 @@ EVENTS = (
     "on_train_end",
 )
 
+# What users of fastai type by habit; a hook of that name would never be called.
+FASTAI_EVENTS = {
+    "before_fit": "on_train_begin",
+    "before_epoch": "on_epoch_begin",
+    "before_train": "on_epoch_begin",
+    "before_batch": "on_batch_begin",
+    "after_pred": "on_loss_begin",
+    "after_loss": "on_backward_begin",
+    "before_backward": "on_backward_begin",
+    "after_backward": "on_backward_end",
+    "before_step": "on_backward_end",
+    "after_step": "on_step_end",
+    "after_batch": "on_batch_end",
+    "after_train": "on_validate_begin",
+    "before_validate": "on_validate_begin",
+    "after_validate": "on_validate_end",
+    "after_epoch": "on_epoch_end",
+    "after_fit": "on_train_end",
+}
+
 
 class Cancel(Exception):  # noqa: N818 - a signal, not an error
     """Base of the signals that stop a part of the loop."""
@@ -92,8 +112,10 @@ class Callback:
         """Refuse a method that looks like a hook and would never be called."""
         super().__init_subclass__(**kwargs)
         for name in vars(cls):
+            near = FASTAI_EVENTS.get(name)
             if name.startswith("on_") and name not in EVENTS:
                 near = difflib.get_close_matches(name, EVENTS, n=1, cutoff=0.0)[0]
+            if near is not None:
                 raise TypeError(f"{cls.__name__}.{name} is no event; did you mean {near}?")
 
     def on_train_begin(self, learn: Learner) -> None:

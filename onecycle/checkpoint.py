@@ -21,6 +21,8 @@ def save(path: str | os.PathLike[str], state: dict[str, Any]) -> Path:
         OSError: the file cannot be written; what was there before is still there.
     """
     path = Path(path)
+    if path.is_dir():
+        raise IsADirectoryError(f"path: {str(path)!r} is a folder, give the name of a file")
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
@@ -49,7 +51,10 @@ def load(path: str | os.PathLike[str]) -> dict[str, Any]:
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
-        raise ValueError(f"path: {str(path)!r} cannot be read as a checkpoint: {error}") from error
+        reason = f"{type(error).__name__}: {error}".splitlines()[0]
+        raise ValueError(
+            f"path: {str(path)!r} cannot be read as a checkpoint ({reason})"
+        ) from error
     if not isinstance(state, dict) or state.get("format") != FORMAT:
         raise ValueError(f"path: {str(path)!r} is not a file that Learner.save wrote")
     return state

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -62,7 +61,8 @@ class Evaluator:
 
     def predict(self, inputs: Any) -> Any:
         """Return the model's output for one batch of inputs."""
-        moved = batches.to_device(_tensors(inputs), self.device)
+        frame = hasattr(inputs, "to_numpy")
+        moved = batches.to_device(batches.as_tensor(inputs) if frame else inputs, self.device)
         with state.evaluating(self.model), torch.no_grad(), self.autocast():
             return batches.forward(self.model, moved)
 
@@ -74,13 +74,3 @@ def finished(pred: Any, activation: Callable[[Tensor], Tensor] | None) -> Any:
             pred = pred.float()
         return (activation(pred) if activation else pred).cpu()
     return batches.to_device(pred, torch.device("cpu"))
-
-
-def _tensors(inputs: Any) -> Any:
-    """Return arrays as tensors, in torch's default float type where they are float64."""
-    if isinstance(inputs, np.ndarray):
-        tensor = torch.from_numpy(inputs)
-        return tensor.to(torch.get_default_dtype()) if inputs.dtype == np.float64 else tensor
-    if isinstance(inputs, Mapping):
-        return {name: _tensors(value) for name, value in inputs.items()}
-    return inputs

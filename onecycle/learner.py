@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
 from functools import partial
 from pathlib import Path
@@ -29,7 +29,7 @@ from onecycle.callbacks.lr_finder import LRFind, LRFinder
 from onecycle.callbacks.progress import ProgressBar
 from onecycle.callbacks.recorder import Recorder
 from onecycle.callbacks.scheduler import OneCycleScheduler, ParamScheduler
-from onecycle.data.loaders import DataLoaders
+from onecycle.data.loaders import DataLoaders, as_loaders, check_loader
 from onecycle.evaluation import Evaluator, finished
 from onecycle.metrics import Metric, Scores, named
 from onecycle.optimizers import LR, OptFunc, Splitter
@@ -50,7 +50,8 @@ class Learner:
         loss_func: (pred, target) -> scalar tensor. None takes cross entropy for integer targets and
             the mean squared error for floats.
         opt_func: a torch optimizer class, a factory that takes parameter groups, or an optimizer.
-        metrics: see `onecycle.metrics`.
+        metrics: functions of (pred, target) and others, a list or a dict by name; see
+            `onecycle.metrics`.
         callbacks: for every fit; classes without arguments are made.
         wd: weight decay, not applied to biases and norm layers; None leaves the optimizer's own.
         splitter: model -> lists of parameters, one for each layer group.
@@ -82,7 +83,7 @@ class Learner:
         model: nn.Module,
         loss_func: Callable[[Any, Any], Tensor] | None = None,
         opt_func: OptFunc | torch.optim.Optimizer = torch.optim.AdamW,
-        metrics: Iterable[Metric] = (),
+        metrics: Sequence[Metric] | Mapping[str, Metric] = (),
         callbacks: Iterable[Callback | type[Callback]] = (),
         *,
         wd: float | None = 0.01,
@@ -96,14 +97,16 @@ class Learner:
             raise TypeError(f"model must be a torch.nn.Module, got {model!r}")
         if loss_func is not None and not callable(loss_func):
             raise TypeError(f"loss_func must be a function of (pred, target), got {loss_func!r}")
-        self.data = (
-            data if isinstance(data, DataLoaders) else DataLoaders(*checks.pair("data", data))
-        )
-        self.metrics = list(named(metrics).values())
+        if isinstance(loss_func, type):
+            raise TypeError(f"loss_func must be a function, got a class: {loss_func.__name__}()")
+        self.data = as_loaders(data)
+        self.metrics = named(metrics)
         self.callbacks = as_callbacks(callbacks)
-        self.device = batches.default_device() if device is None else torch.device(device)
+        self.device = batches.as_device(device)
         self.model = model.to(self.device)
-        self.loss_func = loss_func
+        self.loss_func = (
+            loss_func.to(self.device) if isinstance(loss_func, nn.Module) else loss_func
+        )
         self.opt = optimizers.build(self.model, opt_func, wd, splitter)
         self.training_step = TrainingStep(self.opt, self.device, precision, accumulate, clip)
         self.recorder = Recorder()
@@ -134,7 +137,7 @@ class Learner:
                 the optimizer's.
             wd: weight decay for this fit only.
             schedule: function of progress (0 at the first step, 1 at the last) that multiplies
-                `lr`.
+                `lr`, such as `linear(1, 0)` or `one_cycle(1.0)`.
             callbacks: for this fit only, after the learner's own.
 
         Hyper-parameters of the optimizer are what they were, once the fit is over.
@@ -180,6 +183,7 @@ class Learner:
             wd: weight decay for this fit only.
             callbacks: for this fit only.
             tot_epochs: epochs of the whole cycle, when this call trains only a part of it.
+                None means start_epoch + epochs.
             start_epoch: epochs of the cycle that earlier calls have trained.
         """
         epochs = checks.integer("epochs", epochs)
@@ -430,9 +434,11 @@ class Learner:
         return scores.compute()
 
     def _loader(self, dl: Iterable[Any] | None) -> Iterable[Any]:
-        if dl is None and self.data.valid is None:
+        loader = self.data.valid if dl is None else dl
+        if loader is None:
             raise ValueError("dl must be given: this learner has no validation data")
-        return self.data.valid if dl is None else dl  # type: ignore[return-value]
+        check_loader("dl", loader)
+        return loader
 
     def _activation(self) -> Callable[[Tensor], Tensor] | None:
         if self.loss_func is None:
@@ -445,6 +451,8 @@ class Learner:
         """Return one learning rate for each layer group; None is the optimizer's own."""
         if lr is None:
             return optimizers.current(self.opt, "lr")
+        if isinstance(lr, LRFind) and lr != lr:
+            raise ValueError(f"{name}: lr_find gave no learning rate: {lr.reason}")
         return optimizers.spread(name, lr, optimizers.n_groups(self.opt))
 
     def _counters(self) -> dict[str, Any]:

@@ -10,7 +10,7 @@ Three kinds are accepted wherever metrics are:
 """
 
 import functools
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -73,6 +73,17 @@ class MeanMetric:
         return self.finish(_wide(self.each(pred, target, **options)).mean()).float()
 
 
+def _scores_of_classes(pred: Tensor) -> Tensor:
+    """Refuse one column, whose largest score is always at class 0."""
+    if pred.ndim < 2 or pred.shape[1] < 2:
+        raise ValueError(
+            f"pred must have one score for each of at least two classes, got {tuple(pred.shape)}; "
+            "for one logit a sample use a function such as "
+            "lambda pred, target: ((pred > 0) == target).float().mean()"
+        )
+    return pred
+
+
 def _same_shape(pred: Tensor, target: Tensor) -> None:
     """Refuse shapes that would broadcast: (64, 1) against (64,) is 64 x 64 differences."""
     if pred.shape != target.shape:
@@ -91,7 +102,7 @@ def accuracy(pred: Tensor, target: Tensor) -> Tensor:
     >>> accuracy(torch.tensor([[0.1, 0.9], [0.8, 0.2]]), torch.tensor([1, 1]))
     tensor(0.5000)
     """
-    return pred.argmax(1) == target
+    return _scores_of_classes(pred).argmax(1) == target
 
 
 @MeanMetric
@@ -101,7 +112,7 @@ def error_rate(pred: Tensor, target: Tensor) -> Tensor:
     >>> error_rate(torch.tensor([[0.1, 0.9], [0.8, 0.2]]), torch.tensor([1, 1]))
     tensor(0.5000)
     """
-    return pred.argmax(1) != target
+    return _scores_of_classes(pred).argmax(1) != target
 
 
 @MeanMetric
@@ -113,7 +124,7 @@ def top_k_accuracy(pred: Tensor, target: Tensor, k: int = 5) -> Tensor:
     >>> top_k_accuracy(torch.tensor([[0.1, 0.2, 0.7]]), torch.tensor([1]), k=2)
     tensor(1.)
     """
-    best = pred.topk(min(k, pred.shape[1]), dim=1).indices
+    best = _scores_of_classes(pred).topk(min(k, pred.shape[1]), dim=1).indices
     return (best == target.unsqueeze(1)).any(1)
 
 
@@ -179,7 +190,9 @@ class Scores:
         ValueError: two metrics of one name, or the name of another column.
     """
 
-    def __init__(self, metrics: Iterable[Metric], loss_name: str = "valid_loss") -> None:
+    def __init__(
+        self, metrics: Sequence[Metric] | Mapping[str, Metric], loss_name: str = "valid_loss"
+    ) -> None:
         self.loss_name = loss_name
         self.loss = Mean()
         self.gatherers = {name: _gatherer(metric) for name, metric in named(metrics).items()}
@@ -208,24 +221,33 @@ class Scores:
         return dict(zip([self.loss_name, *self.gatherers], numbers, strict=True))
 
 
-def named(metrics: Iterable[Metric]) -> dict[str, Metric]:
-    """Return the metrics by name, in order.
+def named(metrics: Sequence[Metric] | Mapping[str, Metric]) -> dict[str, Metric]:
+    """Return the metrics by name, in order: a mapping as it is, others by their own names.
 
     >>> list(named([accuracy, functools.partial(top_k_accuracy, k=3)]))
     ['accuracy', 'top_k_accuracy']
+    >>> list(named({"top 3": functools.partial(top_k_accuracy, k=3)}))
+    ['top 3']
     """
-    if callable(metrics) or not isinstance(metrics, Iterable):
-        raise TypeError(f"metrics must be a list of metrics, got {metrics!r}: put it in brackets")
+    if not isinstance(metrics, (list, tuple, Mapping)):
+        raise TypeError(
+            f"metrics must be a list or a dict of metrics, got {metrics!r}: [{metrics}]"
+        )
+    items = metrics.items() if isinstance(metrics, Mapping) else ((None, m) for m in metrics)
     result: dict[str, Metric] = {}
-    for metric in metrics:
-        if isinstance(metric, type) or not (callable(metric) or isinstance(metric, MetricObject)):
+    for given, metric in items:
+        if isinstance(metric, type):
+            raise TypeError(f"metrics must hold objects, not a class: {metric.__name__}(...)")
+        if not (callable(metric) or isinstance(metric, MetricObject)):
             raise TypeError(
                 "metrics must hold functions of (pred, target) or objects with update, compute "
                 f"and reset, got {metric!r}"
             )
-        name = _name(metric)
+        name = given or _name(metric)
         if name in result or name in RESERVED:
-            raise ValueError(f"metrics must have names of their own, {name!r} is taken")
+            raise ValueError(
+                f"metrics must have names of their own, {name!r} is taken; give a dict by name"
+            )
         result[name] = metric
     return result
 

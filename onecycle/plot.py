@@ -84,7 +84,7 @@ def losses(
 ) -> Axes:
     """Draw the training loss of every step and the validation loss after each epoch."""
     ax = axes(ax)
-    ax.plot(epochs, raw, **FAINT)
+    ax.plot(epochs, raw, **FAINT, label="training")
     ax.plot(epochs, smoothed, **CLEAR, label="training, smoothed")
     if valid:
         ax.plot(*zip(*valid, strict=True), "o-", color="C1", markersize=4, label="validation")

@@ -33,21 +33,19 @@ def local_lines(x: Array, y: Array, width: float) -> Array:
 
 
 def centred_mean(values: Array, reach: int) -> Array:
-    """Return the mean of each value and its `reach` neighbours on either side.
+    """Return the mean of each value and its `reach` neighbours on either side, where there are any.
 
-    At the ends both sides are cut alike, so the first and the last value stay what they are. Values
-    that are not finite are left out.
+    Values that are not finite are left out.
 
     >>> centred_mean(np.array([1.0, 2.0, 6.0, 4.0]), reach=1)
-    array([1., 3., 4., 4.])
+    array([1.5, 3. , 4. , 5. ])
     """
     n = len(values)
     finite = np.isfinite(values)
     sums = np.concatenate([[0.0], np.cumsum(np.where(finite, values, 0.0))])
     counts = np.concatenate([[0], np.cumsum(finite)])
     i = np.arange(n)
-    side = np.minimum(reach, np.minimum(i, n - 1 - i))
-    low, high = i - side, i + side + 1
+    low, high = np.maximum(i - reach, 0), np.minimum(i + reach + 1, n)
     found = counts[high] - counts[low]
     means = (sums[high] - sums[low]) / np.maximum(found, 1)
     return np.asarray(np.where(found > 0, means, values), dtype=np.float64)

@@ -168,6 +168,7 @@ def infer_loss(target: Any) -> Callable[[Tensor, Tensor], Tensor]:
 
 def cross_entropy(pred: Tensor, target: Tensor) -> Tensor:
     """Return the cross entropy of scores (N, C, ...) against classes (N, ...) of integers."""
+    _require_tensor(pred)
     if pred.ndim < 2 or pred.shape[1] < 2:
         raise ValueError(
             "loss_func: cross entropy was inferred from integer targets, but pred has the shape "
@@ -179,6 +180,7 @@ def cross_entropy(pred: Tensor, target: Tensor) -> Tensor:
 
 def mse_loss(pred: Tensor, target: Tensor) -> Tensor:
     """Return the mean squared error; shapes that would only broadcast are refused."""
+    _require_tensor(pred)
     if pred.shape != target.shape:
         raise ValueError(
             "loss_func: the mean squared error was inferred, but pred has the shape "
@@ -186,6 +188,12 @@ def mse_loss(pred: Tensor, target: Tensor) -> Tensor:
             "loss_func="
         )
     return functional.mse_loss(pred, target)
+
+
+def _require_tensor(pred: Any) -> None:
+    if not isinstance(pred, Tensor):
+        kind = type(pred).__name__
+        raise TypeError(f"loss_func cannot be inferred for a model that returns {kind}: pass it")
 
 
 def activation(loss_func: Any) -> Callable[[Tensor], Tensor] | None:

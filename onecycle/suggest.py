@@ -13,12 +13,14 @@ import numpy as np
 
 from onecycle.smoothing import Array, local_lines
 
-WIDTH = 0.12  # decades, standard deviation of the kernel
+WIDTHS = (0.12, 0.3)  # decades, deviation of the kernel; the wider one for a noisy curve
 GIVE_BACK = 0.25  # share of the descent that is lost again where the curve counts as diverging
+ONSET = 0.1  # share of the descent after which it has begun
+FAINT, CLEAR = 6.0, 10.0  # descent over the noise that is left in the smoothed curve
 MIN_POINTS = 10
 NO_DESCENT = (
     "no descent: already trained, frozen, or the range is too small; keep the last max_lr or widen "
-    "start_lr and end_lr"
+    "start_lr and end_lr; if the losses are noisy, raise num_it or the batch size"
 )
 
 
@@ -38,14 +40,14 @@ class Suggestion:
     """The learning rates of the landmarks: "steepest", "minimum", "divergence"."""
 
 
-def smooth(lrs: Array, losses: Array) -> Array:
+def smooth(lrs: Array, losses: Array, width: float = WIDTHS[0]) -> Array:
     """Return `losses` without their noise, by local lines in log10(lr).
 
     >>> lrs = np.logspace(-5, 0, 50)
     >>> bool(np.allclose(smooth(lrs, 3.0 - np.log10(lrs)), 3.0 - np.log10(lrs)))
     True
     """
-    return local_lines(np.log10(lrs), losses, WIDTH)
+    return local_lines(np.log10(lrs), losses, width)
 
 
 def finite_prefix(lrs: Any, losses: Any) -> tuple[Array, Array]:
@@ -72,40 +74,49 @@ def suggest(lrs: Any, losses: Any) -> Suggestion:
     True
     """
     x, y = finite_prefix(lrs, losses)
+    ended = len(y) < len(np.asarray(losses))
     if len(y) < MIN_POINTS:
         return _nothing(f"only {len(y)} finite losses, {MIN_POINTS} are needed: lower start_lr")
     # The explosion at the end must not be smeared over the descent before it.
     level = float(np.median(y[: max(3, len(y) // 10)]))
-    lowest = float(np.min(y))
-    curve = smooth(x, np.minimum(y, level + max(level - lowest, 0.0)))
-    bottom = int(np.argmin(curve))
-    drop = level - float(curve[bottom])
-    noise = _noise(y[: bottom + 1] - curve[: bottom + 1])
-    if drop <= 3.0 * noise or drop <= 1e-3 * abs(level) or bottom == 0:
-        return _nothing(NO_DESCENT)
-    slope = np.gradient(curve, np.log10(x))
-    steepest = int(np.argmin(slope[: bottom + 1]))
-    lost = np.flatnonzero(curve[bottom:] > curve[bottom] + GIVE_BACK * drop)
-    reached = len(lost) > 0 or len(y) < len(np.asarray(losses))
-    divergence = bottom + int(lost[0]) if len(lost) else len(x) - 1
-    return _found(x[steepest], x[bottom], x[divergence], reached, drop > 6.0 * noise)
+    capped = np.minimum(y, level + max(level - float(np.min(y)), 0.0))
+    for width in WIDTHS:
+        curve = smooth(x, capped, width)
+        bottom = int(np.argmin(curve))
+        drop = level - float(curve[bottom])
+        noise = _noise(x, y, curve, bottom, width)
+        if bottom > 0 and drop > max(FAINT * noise, 1e-3 * abs(level)):
+            return _found(x, curve, bottom, drop, ended, drop > CLEAR * noise)
+    if ended:
+        reason = f"the loss stops being finite at {x[-1]:.1e} without having fallen: check the data"
+        return _nothing(reason)
+    return _nothing(NO_DESCENT)
 
 
 def _found(
-    steepest: float, minimum: float, divergence: float, reached: bool, clear: bool
+    x: Array, curve: Array, bottom: int, drop: float, ended: bool, clear: bool
 ) -> Suggestion:
+    """Return the landmarks of a curve that falls by `drop` to its `bottom`, and what follows."""
+    # Only the last descent counts: ripples far to the left may be steeper.
+    begun = np.flatnonzero(curve[:bottom] > curve[bottom] + (1.0 - ONSET) * drop)
+    onset = int(begun[-1]) if len(begun) else 0
+    slope = np.gradient(curve, np.log10(x))
+    steepest = float(x[onset + int(np.argmin(slope[onset : bottom + 1]))])
+    lost = np.flatnonzero(curve[bottom:] > curve[bottom] + GIVE_BACK * drop)
+    reached = len(lost) > 0 or ended
+    divergence = float(x[bottom + int(lost[0])] if len(lost) else x[-1])
     high = max(steepest, divergence / 2)
     reasons = [] if reached else ["the loss did not diverge: raise end_lr"]
     reasons += [] if clear else ["the descent is hardly above the noise: raise num_it"]
     return Suggestion(
-        lr=float(min(math.sqrt(steepest * divergence), high)),
-        band=(float(steepest), float(high)),
+        lr=min(math.sqrt(steepest * divergence), high),
+        band=(steepest, high),
         confidence="low" if reasons else "high",
         reason="; ".join(reasons),
         points={
-            "steepest": float(steepest),
-            "minimum": float(minimum),
-            "divergence": float(divergence) if reached else float("nan"),
+            "steepest": steepest,
+            "minimum": float(x[bottom]),
+            "divergence": divergence if reached else float("nan"),
         },
     )
 
@@ -116,6 +127,13 @@ def _nothing(reason: str) -> Suggestion:
     return Suggestion(nan, (nan, nan), "none", reason, points)
 
 
-def _noise(residuals: Array) -> float:
-    """Return a standard deviation from the median absolute deviation: outliers do not count."""
-    return 1.4826 * float(np.median(np.abs(residuals - np.median(residuals))))
+def _noise(x: Array, y: Array, curve: Array, bottom: int, width: float) -> float:
+    """Return the standard deviation that noise gives the smoothed curve.
+
+    That of the residuals, by their median so that outliers do not count, over the root of the
+    number of points that a Gaussian kernel averages, 2 sqrt(pi) width density.
+    """
+    residuals = y[: bottom + 1] - curve[: bottom + 1]
+    deviation = 1.4826 * float(np.median(np.abs(residuals - np.median(residuals))))
+    density = (len(x) - 1) / math.log10(x[-1] / x[0])
+    return deviation / math.sqrt(max(1.0, 2.0 * math.sqrt(math.pi) * width * density))

@@ -3,10 +3,12 @@
 import inspect
 from functools import partial
 
+import numpy as np
 import pytest
 import torch
 from helpers import everything, mlp, plain, same
 from torch import nn
+from torch.utils.data import TensorDataset
 
 from onecycle import (
     Callback,
@@ -138,10 +140,14 @@ def test_lr_find(learn, name, value):
     refused(lambda: LRFinder(**{name: value}), name)
 
 
+BATCH = (torch.zeros(4, 64), torch.zeros(4).long())
 LEARNER = [
     ("data", None),
     ("data", [1, 2, 3]),
     ("data", 5),
+    ("data", [BATCH]),
+    ("train", (TensorDataset(*BATCH), None)),
+    ("valid", ([BATCH], BATCH)),
     ("model", None),
     ("model", mlp),
     ("model", "resnet"),
@@ -156,6 +162,9 @@ LEARNER = [
     ("metrics", [3]),
     ("metrics", [accuracy, accuracy]),
     ("metrics", [nn.Linear]),
+    ("metrics", None),
+    ("metrics", {"lr": accuracy}),
+    ("loss_func", nn.CrossEntropyLoss),
     ("callbacks", [3]),
     ("callbacks", "all"),
     ("wd", -1),
@@ -164,6 +173,7 @@ LEARNER = [
     ("splitter", lambda model: [list(model.parameters()), []]),
     ("splitter", lambda model: [list(model.parameters())] * 2),
     ("splitter", lambda model: [[model[0].weight]]),
+    ("device", "abacus"),
     ("precision", "fp8"),
     ("accumulate", 0),
     ("accumulate", 1.5),
@@ -175,10 +185,10 @@ LEARNER = [
 
 @pytest.mark.parametrize(("name", "value"), LEARNER, ids=str)
 def test_learner(data, name, value):
-    refused(lambda: Learner(**{"data": data, "model": mlp(), name: value}), name)
+    argument = "data" if name in ("train", "valid") else name
+    refused(lambda: Learner(**{"data": data, "model": mlp(), argument: value}), name)
 
 
-BATCH = (torch.zeros(4, 64), torch.zeros(4).long())
 LOADERS = [
     ("train", None),
     ("train", 3),
@@ -186,6 +196,11 @@ LOADERS = [
     ("train", iter([BATCH])),
     ("train", (batch for batch in [BATCH])),
     ("train", torch.zeros(3, 2)),
+    ("train", np.zeros((3, 2))),
+    ("train", (np.zeros((3, 2)), np.zeros(3))),
+    ("train", TensorDataset(*BATCH)),
+    ("valid", TensorDataset(*BATCH)),
+    ("valid", BATCH),
     ("valid", 3),
     ("valid", iter([BATCH])),
     ("steps_per_epoch", 0),
@@ -280,6 +295,31 @@ def test_a_target_no_loss_can_be_inferred_from(target):
 def test_a_target_that_would_only_broadcast():
     learn = Learner(([(x, torch.zeros(4))], None), nn.Linear(64, 1))
     refused(lambda: learn.fit(1), r"loss_func.*\(4, 1\).*\(4,\)", learn, started=True)
+
+
+def test_a_loss_for_a_model_that_returns_no_tensor():
+    class Answer(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.net = plain()
+
+        def forward(self, x):
+            return {"scores": self.net(x)}
+
+    learn = Learner(([(x, y)], None), Answer())
+    refused(
+        lambda: learn.fit(1), "loss_func cannot be inferred .*returns dict", learn, started=True
+    )
+
+
+@pytest.mark.parametrize("dl", [(x, y), x, TensorDataset(x, y), DataLoaders([BATCH])], ids=type)
+def test_what_is_no_loader_cannot_be_predicted(learn, dl):
+    refused(lambda: learn.get_preds(dl), "dl must be an iterable of batches", learn)
+
+
+def test_a_folder_is_no_file(learn, tmp_path):
+    with pytest.raises(IsADirectoryError, match=r"path: .*is a folder"):
+        learn.save(tmp_path)
 
 
 def test_classes_for_a_model_with_one_output():

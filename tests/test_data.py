@@ -52,6 +52,31 @@ def test_arrays_become_tensors_that_a_model_takes():
     assert [tensor.dtype for tensor in batch] == [torch.float32, torch.int64]
 
 
+class Frame:
+    """What a pandas DataFrame or Series is to us."""
+
+    def __init__(self, values):
+        self.values = values
+
+    def to_numpy(self):
+        return self.values
+
+
+def test_frames_and_read_only_arrays_are_taken():
+    x, y = np.zeros((4, 2)), np.arange(4.0)
+    y.setflags(write=False)
+    batch = next(iter(InMemoryLoader(Frame(x), y)))
+    assert [tensor.dtype for tensor in batch] == [torch.float32, torch.float32]
+
+
+def test_batches_may_be_arrays():
+    from onecycle import Learner
+
+    learn = Learner(([(np.ones((4, 2)), np.arange(4) % 2)], None), torch.nn.Linear(2, 2))
+    learn.fit(1)
+    assert learn.predict(Frame(np.ones((3, 2)))).shape == (3, 2)
+
+
 def test_a_fraction_is_held_out_at_random_and_for_good():
     x = torch.arange(50)
     one, two = (DataLoaders.from_tensors(x, x, valid=0.2, seed=4) for _ in range(2))

@@ -7,7 +7,7 @@ import torch
 from helpers import Log, mlp
 
 from onecycle import Callback, CancelBatch, CancelEpoch, CancelTrain, DataLoaders, Learner
-from onecycle.callback import EVENTS, as_callbacks, dispatch
+from onecycle.callback import EVENTS, FASTAI_EVENTS, as_callbacks, dispatch
 
 BATCH = [
     "on_batch_begin",
@@ -179,6 +179,12 @@ def test_hooks_see_what_the_contract_says(tiny):
 def test_an_unknown_event_is_refused_with_the_nearest():
     with pytest.raises(TypeError, match=r"on_batch_ends is no event; did you mean on_batch_end\?"):
         type("Typo", (Callback,), {"on_batch_ends": lambda self, learn: None})
+
+
+@pytest.mark.parametrize("name", FASTAI_EVENTS)
+def test_a_name_of_fastais_is_refused_with_ours(name):
+    with pytest.raises(TypeError, match=rf"{name} is no event; did you mean on_\w+\?"):
+        type("Habit", (Callback,), {name: lambda self, learn: None})
 
 
 def test_only_overridden_hooks_are_dispatched():

@@ -8,7 +8,7 @@ import random
 import numpy as np
 import pytest
 import torch
-from helpers import Log, everything, mlp, plain, same, sgd, weights
+from helpers import Log, everything, mlp, same, sgd, weights
 from torch import nn
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
@@ -218,17 +218,18 @@ def test_the_result_is_a_float_that_fits(learn):
     assert 1e-3 < float(found) < 1
     assert found.band[0] <= found <= found.band[1]
     assert found.confidence == "high"
-    assert found * 1 == float(found) == pickle.loads(pickle.dumps(found))
+    assert found * 1 == float(found) == pickle.loads(pickle.dumps(found)) == float(str(found))
     learn.fit_one_cycle(1, found)
     assert learn.recorder.lrs.max() == float(found)
 
 
 def test_a_trained_model_gives_no_signal_and_fit_says_why(digit_tensors):
-    x, y = digit_tensors
-    learn = Learner(DataLoaders.from_tensors(x, y), plain(), opt_func=sgd)
-    found = learn.lr_find(end_lr=1e-6)
+    model = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 10))
+    learn = Learner(DataLoaders.from_tensors(*digit_tensors), model)
+    learn.fit_one_cycle(20, 5e-3)
+    found = learn.lr_find()
     assert math.isnan(found)
-    with pytest.raises(ValueError, match=r"max_lr .*no descent: already trained"):
+    with pytest.raises(ValueError, match=r"max_lr: .*no descent: already trained"):
         learn.fit_one_cycle(1, found)
 
 
@@ -265,8 +266,23 @@ def test_a_curve_that_does_not_fall_has_no_suggestion(curve):
 
 def test_noise_without_descent_has_no_suggestion():
     noise = np.random.default_rng(0)
-    answers = [suggest(LRS, 0.1 + 0.03 * noise.standard_normal(100)).confidence for _ in range(50)]
-    assert answers.count("high") == 0
+    answers = [suggest(LRS, noise.standard_normal(100)).confidence for _ in range(200)]
+    assert answers.count("none") > 180
+    assert answers.count("high") <= 2
+
+
+def test_a_noisy_descent_is_found_and_ripples_before_it_do_not_count():
+    noise = np.random.default_rng(0)
+    found = [suggest(LRS, DESCENT + 0.4 * noise.standard_normal(100)) for _ in range(200)]
+    assert np.mean([answer.confidence == "none" for answer in found]) < 0.05
+    lrs = np.array([answer.lr for answer in found if answer.confidence != "none"])
+    assert np.mean((lrs > 5e-3) & (lrs < 0.2)) > 0.95
+
+
+def test_losses_that_end_before_they_fall_point_at_the_data():
+    found = suggest(LRS, np.where(LRS < 1e-4, 2.3, np.nan))
+    assert "stops being finite at 9" in found.reason
+    assert "check the data" in found.reason
 
 
 def test_a_sweep_that_ends_before_divergence_says_so():

@@ -106,6 +106,20 @@ def test_a_metric_of_ones_own_is_exact(learn):
     assert confidence.__doc__ == "Probability of the target."
 
 
+def test_a_dict_gives_names(learn):
+    learn = type(learn)(
+        learn.data, learn.model, metrics={"top 3": partial(top_k_accuracy, k=3), "f1": f1}
+    )
+    assert list(learn.validate()) == ["valid_loss", "top 3", "f1"]
+
+
+@pytest.mark.parametrize("metric", [accuracy, error_rate, top_k_accuracy])
+@pytest.mark.parametrize("shape", [(5, 1), (5,)])
+def test_one_column_has_no_largest_score(metric, shape):
+    with pytest.raises(ValueError, match="at least two classes"):
+        metric(torch.zeros(shape), torch.zeros(5))
+
+
 @pytest.mark.parametrize("metric", [mse, mae, rmse])
 def test_shapes_that_would_broadcast_are_refused(metric):
     with pytest.raises(ValueError, match=r"one shape, got \(5, 1\) and \(5,\)"):

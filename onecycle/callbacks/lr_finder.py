@@ -89,7 +89,9 @@ class LRFind(float):
         text = f"{float(self):.2e}, band {low:.1e} to {high:.1e}, confidence {self.confidence}"
         return f"LRFind({text}: {self.reason})" if self.reason else f"LRFind({text})"
 
-    __str__ = __repr__
+    def __str__(self) -> str:
+        """Return the number alone."""
+        return float.__repr__(self)
 
 
 class LRFinder(Callback):

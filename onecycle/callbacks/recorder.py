@@ -71,7 +71,7 @@ class Recorder(Callback):
 
     @property
     def smooth_losses(self) -> Array:
-        """The losses as a centred mean over a twenty-fifth of their fit; see `centred_mean`.
+        """The losses as a centred mean over a twenty-fifth of their fit, at least seven steps.
 
         Not the exponential mean that is usual here: that lags, and is still falling when the loss
         has stopped.
@@ -79,7 +79,9 @@ class Recorder(Callback):
         losses = self.losses
         borders = [*(steps for steps, _ in self.fits), len(losses)]
         fits = [losses[a:b] for a, b in pairwise(borders)]
-        return np.concatenate([losses[:0], *(centred_mean(f, len(f) // SMOOTH) for f in fits)])
+        return np.concatenate(
+            [losses[:0], *(centred_mean(f, max(3, len(f) // SMOOTH)) for f in fits)]
+        )
 
     @property
     def epochs(self) -> Array:

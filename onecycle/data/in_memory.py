@@ -9,14 +9,15 @@ import torch
 from torch import Tensor
 
 from onecycle import checks
+from onecycle.batch import as_tensor
 
 
 class InMemoryLoader:
     """Batches of tensors that fit in memory, without a data set object or workers.
 
     Args:
-        tensors: tensors or arrays of one length; a batch is a tuple with a slice of each. Arrays of
-            float64 become torch's default float type.
+        tensors: tensors, arrays, data frames or series of one length; a batch is a tuple with a
+            slice of each. float64 becomes torch's default type, but for tensors.
         batch_size: samples in a batch, at least 1; the last batch of an epoch may be smaller.
         shuffle: draw a new order for each epoch from (seed, epoch) alone, touching no global
             generator.
@@ -41,7 +42,7 @@ class InMemoryLoader:
     ) -> None:
         if not tensors:
             raise ValueError("tensors must hold at least one tensor")
-        self.tensors = tuple(_as_tensor(value).to(device) for value in tensors)
+        self.tensors = tuple(as_tensor(value).to(device) for value in tensors)
         lengths = {len(tensor) if tensor.ndim else 0 for tensor in self.tensors}
         if len(lengths) > 1 or lengths == {0}:
             raise ValueError(f"tensors must have one length above 0, got {sorted(lengths)}")
@@ -82,10 +83,3 @@ class InMemoryLoader:
         order = self.order(self.epoch).to(self.tensors[0].device)
         for chosen in torch.split(order, self.batch_size):
             yield tuple(tensor[chosen] for tensor in self.tensors)
-
-
-def _as_tensor(value: Any) -> Tensor:
-    tensor = torch.as_tensor(value)
-    if isinstance(value, np.ndarray) and value.dtype == np.float64:
-        tensor = tensor.to(torch.get_default_dtype())
-    return tensor

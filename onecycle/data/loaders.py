@@ -6,8 +6,10 @@ import itertools
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
+from torch.utils.data import Dataset, IterableDataset
 
 from onecycle import checks
 from onecycle.data.in_memory import InMemoryLoader
@@ -40,9 +42,9 @@ class DataLoaders:
         *,
         steps_per_epoch: int | None = None,
     ) -> None:
-        _check_iterable("train", train)
+        check_loader("train", train)
         if valid is not None:
-            _check_iterable("valid", valid)
+            check_loader("valid", valid)
         self.train = train
         self.valid = valid
         self.streams = steps_per_epoch is not None
@@ -113,6 +115,22 @@ class DataLoaders:
         return cls(train, InMemoryLoader(*valid, batch_size=batch_size, device=device))
 
 
+def as_loaders(data: Any) -> DataLoaders:
+    """Return `data`, or DataLoaders of a pair (train, valid).
+
+    Raises:
+        TypeError: neither of them.
+    """
+    if isinstance(data, DataLoaders):
+        return data
+    if not isinstance(data, (tuple, list)) or len(data) != 2:
+        raise TypeError(
+            f"data must be DataLoaders or a pair (train, valid), got {type(data).__name__}; "
+            "without validation data give (train, None)"
+        )
+    return DataLoaders(*data)
+
+
 def set_epoch(loader: Any, epoch: int) -> None:
     """Tell the loader, its samplers and its data set the epoch, where they want to know it."""
     parts = (loader, *(getattr(loader, n, None) for n in ("sampler", "batch_sampler", "dataset")))
@@ -141,7 +159,19 @@ def _steps(train: Iterable[Any], steps_per_epoch: int | None) -> int:
     return steps
 
 
-def _check_iterable(name: str, data: Any) -> None:
+def check_loader(name: str, data: Any) -> None:
+    """Refuse what is no iterable of batches, or can be read only once, and say what to give."""
+    pair = isinstance(data, tuple) and len(data) > 0 and _is_array(data[0])
+    if isinstance(data, (Tensor, np.ndarray, str)) or hasattr(data, "to_numpy") or pair:
+        kind = "a pair of arrays" if pair else f"one {type(data).__name__}"
+        raise TypeError(
+            f"{name} must be an iterable of batches, got {kind}; see DataLoaders.from_tensors"
+        )
+    if isinstance(data, Dataset) and not isinstance(data, IterableDataset):
+        raise TypeError(
+            f"{name} must be an iterable of batches, got the data set {type(data).__name__}: "
+            "wrap it in torch.utils.data.DataLoader"
+        )
     if not isinstance(data, Iterable) and not hasattr(data, "__getitem__"):
         raise TypeError(f"{name} must be an iterable of batches, got {data!r}")
     if isinstance(data, Iterator):
@@ -149,8 +179,7 @@ def _check_iterable(name: str, data: Any) -> None:
             f"{name} can be read only once ({type(data).__name__}): give a list, a DataLoader "
             "or an object whose __iter__ starts anew"
         )
-    if isinstance(data, (Tensor, str)):
-        raise TypeError(
-            f"{name} must be an iterable of batches, got one {type(data).__name__}; "
-            "see DataLoaders.from_tensors"
-        )
+
+
+def _is_array(value: Any) -> bool:
+    return isinstance(value, (Tensor, np.ndarray)) or hasattr(value, "to_numpy")
