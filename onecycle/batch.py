@@ -1,11 +1,12 @@
 """Batches: nested tuples, lists and dicts of tensors, moved, split, counted and fed."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence
 
 TARGET_KEYS = ("target", "targets", "label", "labels", "y")
 
@@ -48,7 +49,9 @@ def as_tensor(value: Any) -> Tensor:
 
 
 def to_device(batch: Any, device: torch.device) -> Any:
-    """Return `batch` with every tensor and array on `device`, moved without waiting.
+    """Return `batch` with every tensor, array and object that has a `to` on `device`.
+
+    Tensors are moved without waiting. What cannot be moved stays as it is.
 
     >>> to_device({"x": torch.ones(2), "ids": ["a", "b"]}, torch.device("cpu"))
     {'x': tensor([1., 1.]), 'ids': ['a', 'b']}
@@ -57,11 +60,13 @@ def to_device(batch: Any, device: torch.device) -> Any:
         return batch.to(device, non_blocking=True)
     if isinstance(batch, Mapping):
         return {key: to_device(value, device) for key, value in batch.items()}
+    if hasattr(batch, "to"):
+        return batch.to(device)
     if isinstance(batch, tuple) and hasattr(batch, "_fields"):
         return type(batch)(*(to_device(value, device) for value in batch))
     if isinstance(batch, (tuple, list)):
         return type(batch)(to_device(value, device) for value in batch)
-    if isinstance(batch, np.ndarray):
+    if isinstance(batch, np.ndarray) and batch.dtype.kind in "biufc":
         return as_tensor(batch).to(device)
     return batch
 
@@ -112,34 +117,39 @@ def forward(model: nn.Module, inputs: Any) -> Any:
         return model(inputs)
     if isinstance(inputs, Mapping):
         return model(**inputs)
-    if isinstance(inputs, (tuple, list)):
+    if isinstance(inputs, (tuple, list)) and not isinstance(inputs, PackedSequence):
         return model(*inputs)
     return model(inputs)
 
 
-def size(batch: Any) -> int:
-    """Return the number of samples: the length of the first tensor that has one.
+def samples(batch: Any) -> int:
+    """Return the number of samples: the length of the target, or of the inputs if it has none.
 
-    >>> size(({"x": torch.zeros(3, 2)}, torch.zeros(3)))
+    A batch in which nothing has a length counts as one sample.
+
+    Raises:
+        ValueError: a batch of length 0.
+
+    >>> samples(({"x": torch.zeros(3, 2), "scale": torch.tensor(1.0)}, torch.zeros(3)))
     3
     """
-    if isinstance(batch, Tensor):
-        return len(batch) if batch.ndim else 1
-    parts = batch.values() if isinstance(batch, Mapping) else batch
-    if isinstance(batch, (Mapping, tuple, list)):
-        return next((n for n in map(size, parts) if n), 0)
-    return 0
+    inputs, target = split(batch)
+    lengths = [*_lengths(target), *_lengths(inputs), 1]
+    if lengths[0] == 0:
+        raise ValueError("data: a batch without samples; leave it out")
+    return lengths[0]
 
 
-def detached(value: Any) -> Any:
-    """Return `value` with every tensor off the graph."""
-    if isinstance(value, Tensor):
-        return value.detach()
-    if isinstance(value, Mapping):
-        return {key: detached(item) for key, item in value.items()}
-    if isinstance(value, (tuple, list)):
-        return [detached(item) for item in value]
-    return value
+def _lengths(value: Any) -> Iterator[int]:
+    """Yield the first dimension of every tensor in `value`."""
+    if isinstance(value, PackedSequence):
+        yield int(value.batch_sizes[0])
+    elif isinstance(value, Tensor):
+        if value.ndim:
+            yield len(value)
+    elif isinstance(value, (Mapping, tuple, list)):
+        for part in value.values() if isinstance(value, Mapping) else value:
+            yield from _lengths(part)
 
 
 def concat(parts: list[Any]) -> Any:

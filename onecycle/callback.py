@@ -75,7 +75,11 @@ class Cancel(Exception):  # noqa: N818 - a signal, not an error
 
 
 class CancelBatch(Cancel):
-    """Skip the rest of this batch. Raised before the step, it drops the batch's gradients."""
+    """Skip the rest of this batch.
+
+    Raised before its backward pass, the batch counts for nothing. Raised after it and before the
+    step, all gradients gathered since the last step are dropped, those of accumulated batches too.
+    """
 
     width = 1
 
@@ -111,7 +115,7 @@ class Callback:
     def __init_subclass__(cls, **kwargs: Any) -> None:
         """Refuse a method that looks like a hook and would never be called."""
         super().__init_subclass__(**kwargs)
-        for name in vars(cls):
+        for name in dir(cls):
             near = FASTAI_EVENTS.get(name)
             if name.startswith("on_") and name not in EVENTS:
                 near = difflib.get_close_matches(name, EVENTS, n=1, cutoff=0.0)[0]
@@ -177,7 +181,7 @@ def as_callbacks(callbacks: Any) -> list[Callback]:
     """
     single = isinstance(callbacks, (Callback, type)) or not isinstance(callbacks, Iterable)
     items = [callbacks] if single else list(callbacks)
-    result = [item() if _is_callback_class(item) else item for item in items]
+    result = [_made(item) for item in items]
     for item in result:
         if not isinstance(item, Callback):
             raise TypeError(f"callbacks must hold onecycle.Callback objects, got {item!r}")
@@ -202,7 +206,8 @@ def fire(hooks: tuple[Hook, ...], learn: Learner) -> None:
         except Cancel as raised:
             signal = raised if signal is None or raised.width > signal.width else signal
         except Exception as error:
-            _note(error, hook)
+            owner = type(getattr(hook, "__self__", hook)).__name__
+            note(error, f"raised by the callback {owner} in {getattr(hook, '__name__', 'a hook')}")
             raise
     if signal is not None:
         raise signal
@@ -222,8 +227,14 @@ def fire_all(hooks: tuple[Hook, ...], learn: Learner) -> None:
         raise failure
 
 
-def _is_callback_class(item: Any) -> bool:
-    return isinstance(item, type) and issubclass(item, Callback)
+def _made(item: Any) -> Any:
+    """Return an instance for a callback class, anything else as it is."""
+    if not (isinstance(item, type) and issubclass(item, Callback)):
+        return item
+    try:
+        return item()
+    except TypeError as error:
+        raise TypeError(f"callbacks: give an instance, not a class: {error}") from error
 
 
 def _overrides(callback: Callback, event: str) -> bool:
@@ -231,8 +242,7 @@ def _overrides(callback: Callback, event: str) -> bool:
     return getattr(hook, "__func__", hook) is not getattr(Callback, event)
 
 
-def _note(error: Exception, hook: Hook) -> None:
-    """Say which callback failed in which event; Python 3.10 has no notes."""
+def note(error: BaseException, text: str) -> None:
+    """Add `text` to an error; Python 3.10 has no notes."""
     if sys.version_info >= (3, 11):
-        owner = type(getattr(hook, "__self__", hook)).__name__
-        error.add_note(f"raised by the callback {owner} in {getattr(hook, '__name__', 'a hook')}")
+        error.add_note(text)

@@ -1,12 +1,13 @@
 """The file around a state: written whole or not at all, read without running code."""
 
 import os
-import tempfile
+import uuid
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 FORMAT = 1
 
@@ -24,15 +25,15 @@ def save(path: str | os.PathLike[str], state: dict[str, Any]) -> Path:
     if path.is_dir():
         raise IsADirectoryError(f"path: {str(path)!r} is a folder, give the name of a file")
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
     try:
-        with os.fdopen(handle, "wb") as file:
+        with temporary.open("xb") as file:
             torch.save({"format": FORMAT, **state}, file)
             file.flush()
             os.fsync(file.fileno())
-        Path(temporary).replace(path)
+        temporary.replace(path)
     except BaseException:
-        Path(temporary).unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
         raise
     _sync_folder(path.parent)
     return path
@@ -55,8 +56,12 @@ def load(path: str | os.PathLike[str]) -> dict[str, Any]:
         raise ValueError(
             f"path: {str(path)!r} cannot be read as a checkpoint ({reason})"
         ) from error
-    if not isinstance(state, dict) or state.get("format") != FORMAT:
+    if not isinstance(state, dict) or state.keys() != {"format", "model", "optimizer"}:
         raise ValueError(f"path: {str(path)!r} is not a file that Learner.save wrote")
+    if state["format"] != FORMAT:
+        raise ValueError(
+            f"path: {str(path)!r} has the format {state['format']}, this version reads {FORMAT}"
+        )
     return state
 
 
@@ -81,7 +86,12 @@ def restore(
                 f"path: {str(path)!r} is of the optimizer {kind}, this learner has {wanted}; "
                 "load(path, with_opt=False) takes the model alone"
             )
-        opt.load_state_dict(saved["optimizer"]["state"])
+        try:
+            opt.load_state_dict(saved["optimizer"]["state"])
+        except (ValueError, KeyError) as error:
+            raise ValueError(
+                f"path: {str(path)!r} is of other parameter groups: {error}"
+            ) from error
     model.load_state_dict(saved["model"])
 
 
@@ -89,8 +99,19 @@ def states(model: nn.Module, opt: torch.optim.Optimizer) -> dict[str, Any]:
     """Return what a file holds of a model and its optimizer."""
     return {
         "model": model.state_dict(),
-        "optimizer": {"class": type(opt).__name__, "state": opt.state_dict()},
+        "optimizer": {"class": type(opt).__name__, "state": _plain(opt.state_dict())},
     }
+
+
+def _plain(value: Any) -> Any:
+    """Return `value` with numbers of numpy or of our own as Python's, which alone load safely."""
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return type(value)(_plain(item) for item in value)
+    if isinstance(value, np.generic):
+        return value.item()
+    return float(value) if isinstance(value, float) else value
 
 
 def first_difference(wanted: dict[str, Any], found: dict[str, Any]) -> str | None:
@@ -98,6 +119,8 @@ def first_difference(wanted: dict[str, Any], found: dict[str, Any]) -> str | Non
     for name, tensor in wanted.items():
         if name not in found:
             return f"{name!r} is missing in the file"
+        if not (isinstance(tensor, Tensor) and isinstance(found[name], Tensor)):
+            continue
         here, there = tuple(tensor.shape), tuple(found[name].shape)
         if here != there:
             return f"{name!r} is {here} in the model and {there} in the file"

@@ -52,10 +52,10 @@ def positive(name: str, value: Any, *, allow_inf: bool = False) -> float:
         raise ValueError(f"{name} must be {finite}above 0, got {value!r}") from None
 
 
-def pair(name: str, value: Any) -> tuple[Any, Any]:
+def pair(name: str, value: Any, example: str) -> tuple[Any, Any]:
     """Return `value` as a tuple of two."""
     if isinstance(value, str) or not isinstance(value, Sequence) or len(value) != 2:
-        raise ValueError(f"{name} must be a pair such as (0.95, 0.85), got {value!r}")
+        raise ValueError(f"{name} must be a pair such as {example}, got {value!r}")
     return value[0], value[1]
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -19,29 +19,39 @@ class Evaluator:
     """Runs a model without training it: modes, generators and gradients stay as they are.
 
     Args:
-        model: the model, on `device`.
+        modules: the model, on `device`, and the loss where it is a module.
         device: where batches are moved.
         autocast: makes the context of the forward pass.
     """
 
     def __init__(
         self,
-        model: nn.Module,
+        modules: Sequence[nn.Module],
         device: torch.device,
         autocast: Callable[[], AbstractContextManager[Any]],
     ) -> None:
-        self.model = model
+        self.modules = modules
+        self.model = modules[0]
         self.device = device
         self.autocast = autocast
 
-    def __call__(self, loader: Iterable[Any], take: Take) -> None:
-        """Call take(batch, target, pred) for every batch of `loader`."""
-        with state.rng_preserved(loader), state.evaluating(self.model), torch.no_grad():
+    def __call__(self, loader: Iterable[Any], take: Take, *, aside: bool = False) -> None:
+        """Call take(batch, target, pred) for every batch of `loader`.
+
+        `aside` also leaves buffers, attributes and a loader's running workers as they are, which
+        the validation of a fit does not need.
+        """
+        kept = self.kept(loader) if aside else state.rng_preserved(loader)
+        with kept, state.evaluating(self.model), torch.no_grad():
             for batch in loader:
                 moved = batches.to_device(batch, self.device)
                 inputs, target = batches.split(moved)
                 with self.autocast():
                     take(moved, target, batches.forward(self.model, inputs))
+
+    def kept(self, loader: Any) -> AbstractContextManager[None]:
+        """Return the context that leaves no trace on model, generators and `loader`."""
+        return state.looked_at(self.modules, loader)
 
     def collect(
         self, loader: Iterable[Any], activation: Callable[[Tensor], Tensor] | None
@@ -54,7 +64,7 @@ class Evaluator:
             preds.append(finished(pred, activation))
             targets.append(finished(target, None))
 
-        self(loader, take)
+        self(loader, take, aside=True)
         if not preds:
             raise ValueError("dl is empty: it must yield at least one batch")
         return batches.concat(preds), None if targets[0] is None else batches.concat(targets)
@@ -63,7 +73,7 @@ class Evaluator:
         """Return the model's output for one batch of inputs."""
         frame = hasattr(inputs, "to_numpy")
         moved = batches.to_device(batches.as_tensor(inputs) if frame else inputs, self.device)
-        with state.evaluating(self.model), torch.no_grad(), self.autocast():
+        with self.kept(None), state.evaluating(self.model), torch.no_grad(), self.autocast():
             return batches.forward(self.model, moved)
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import os
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
 from functools import partial
@@ -24,6 +26,7 @@ from onecycle.callback import (
     dispatch,
     fire,
     fire_all,
+    note,
 )
 from onecycle.callbacks.lr_finder import LRFind, LRFinder
 from onecycle.callbacks.progress import ProgressBar
@@ -35,8 +38,6 @@ from onecycle.metrics import Metric, Scores, named
 from onecycle.optimizers import LR, OptFunc, Splitter
 from onecycle.schedules import Schedule, progress, scaled
 from onecycle.step import TrainingStep, activation, check_scalar, infer_loss
-
-NO_HOOKS: Hooks = dispatch([])
 
 
 class Learner:
@@ -101,6 +102,9 @@ class Learner:
             raise TypeError(f"loss_func must be a function, got a class: {loss_func.__name__}()")
         self.data = as_loaders(data)
         self.metrics = named(metrics)
+        for metric in self.metrics.values():
+            if isinstance(metric, nn.Module):
+                metric.to(batches.as_device(device))
         self.callbacks = as_callbacks(callbacks)
         self.device = batches.as_device(device)
         self.model = model.to(self.device)
@@ -112,11 +116,14 @@ class Learner:
         self.recorder = Recorder()
         self.display = ProgressBar()
         self.epoch = self.n_epochs = self.step = self.total_steps = self.batch_index = 0
+        self.batches_per_epoch = self.data.steps_per_epoch
         self.scores: dict[str, float] = {}
         self.batch: Any = None
         self.pred: Any = None
         self.loss: Any = None
-        self._hooks = NO_HOOKS
+        self._hooks = dispatch([])
+        self._running = False
+        self._inferred: Callable[[Any, Any], Tensor] | None = None
 
     # ---- training ------------------------------------------------------------------------------
 
@@ -216,8 +223,8 @@ class Learner:
         """Sweep the learning rate up and return the suggestion; it leaves no other trace.
 
         Model, optimizer, generators, loader and history are restored bit for bit, also after an
-        error or Ctrl-C. Callbacks do not run. A notebook shows the picture; elsewhere
-        `learn.recorder.plot()` draws it.
+        error or Ctrl-C. Callbacks do not run, so batches must fit the model as they come. A
+        notebook shows the picture; elsewhere `learn.recorder.plot()` draws it.
 
         Args:
             start_lr: the first learning rate.
@@ -232,8 +239,8 @@ class Learner:
         finder = LRFinder(start_lr, end_lr, num_it, stop_div)
         before = self._counters()
         try:
-            with state.preserved(self.model, self.opt, self.training_step.scaler, self.data.train):
-                self._run(range(num_it), num_it, [finder], validate=False)
+            with state.preserved(self._modules, self.opt, self.training_step, self.data.train):
+                self._run(range(num_it), num_it, [finder], aside=True)
         finally:
             vars(self).update(before)
         found = self.recorder.lr_find = finder.result()
@@ -254,6 +261,8 @@ class Learner:
     ) -> None:
         """Run with every callback, and give the hyper-parameters back."""
         decay = None if wd is None else checks.real("wd", wd, low=0.0)
+        if decay is not None and not optimizers.has(self.opt, "wd"):
+            raise ValueError(f"wd: {type(self.opt).__name__} has no weight decay, leave it out")
         given = [*as_callbacks(self.callbacks), *as_callbacks(callbacks)]
         first: list[Callback] = [self.recorder] if scheduler is None else [self.recorder, scheduler]
         everyone = [*first, *given, self.display]
@@ -261,48 +270,78 @@ class Learner:
             optimizers.write(self.opt, "lr", lrs)
             if decay is not None:
                 optimizers.write(self.opt, "wd", [decay])
-            self._run(epochs, n_epochs, everyone, validate=self.data.valid is not None)
+            self._run(epochs, n_epochs, everyone)
 
     def _run(
-        self, epochs: range, n_epochs: int, callbacks: list[Callback], *, validate: bool
+        self, epochs: range, n_epochs: int, callbacks: list[Callback], *, aside: bool = False
     ) -> None:
-        """Train the `epochs` of a plan of `n_epochs`; on_train_end fires whatever happens."""
-        if self._hooks is not NO_HOOKS:
+        """Train the `epochs` of a plan of `n_epochs`; on_train_end fires whatever happens.
+
+        A run `aside` is a mock: it does not validate and leaves the place in a stream.
+        """
+        if self._running:
             raise RuntimeError("a fit is running already: a callback cannot start another one")
-        updates = -(-self.batches_per_epoch // self.training_step.accumulate)
+        hooks = dispatch(callbacks)
+        self.batches_per_epoch = self.data.steps_per_epoch
+        updates = math.ceil(self.batches_per_epoch / self.training_step.accumulate)
         self.n_epochs, self.total_steps = n_epochs, n_epochs * updates
         self.epoch, self.step = epochs.start, epochs.start * updates
-        trained = len(self.recorder.history)
-        read = self.data.reader(trained)
-        self._hooks = dispatch(callbacks)
+        # Batches are numbered over all fits, so that no two epochs have the same order.
+        first = max(len(self.recorder.history), epochs.start)
+        read = self.data.reader(first, aside=aside)
+        validate = self.data.valid is not None and not aside
+        self._hooks, self._running, self._inferred = hooks, True, None
+        failure: BaseException | None = None
         with state.modes_preserved(self.model):
             try:
                 self.fire("on_train_begin")
-                for number, epoch in enumerate(epochs, start=trained):
+                for number, epoch in enumerate(epochs, start=first):
                     self.epoch, self.scores = epoch, {}
                     self.model.train()
-                    body = partial(self._epoch, read(number), validate)
+                    body = partial(self._epoch, partial(read, number), validate)
                     self._scope("on_epoch_begin", body, "on_epoch_end", CancelEpoch)
             except Cancel:
                 pass
+            except BaseException as error:
+                failure = error
+                raise
             finally:
-                hooks, self._hooks = self._hooks, NO_HOOKS
-                self.training_step.drop()
-                self.batch = self.pred = self.loss = None
-                fire_all(hooks["on_train_end"], self)
+                self._end(hooks, failure)
 
-    def _epoch(self, loader: Iterator[Any], validate: bool) -> None:
+    def _end(self, hooks: Hooks, failure: BaseException | None) -> None:
+        """Fire on_train_end and forget the batch; an earlier failure goes before one in here."""
+        self.training_step.drop()
+        self.batch = self.pred = self.loss = None
+        try:
+            fire_all(hooks["on_train_end"], self)
+        except BaseException as error:
+            if failure is None:
+                raise
+            note(failure, f"on_train_end failed too: {error!r}")
+        finally:
+            self._hooks, self._running = dispatch([]), False
+
+    def _epoch(self, read: Callable[[], Iterator[Any]], validate: bool) -> None:
         self.training_step.drop()
         self.batch_index = -1
-        for self.batch_index, batch in enumerate(loader):
+        for self.batch_index, batch in enumerate(read()):
             self.batch = batches.to_device(batch, self.device)
             self.pred = self.loss = None
             self._scope("on_batch_begin", self._train_batch, "on_batch_end", CancelBatch)
-        if self.batch_index < 0:
-            raise ValueError("data: train yielded no batch, though its length is not 0")
+        self._check_length(self.batch_index + 1)
         self.training_step.flush(self)
         if validate:
             self._scope("on_validate_begin", self._validate, "on_validate_end", CancelBatch)
+
+    def _check_length(self, found: int) -> None:
+        if found == 0:
+            raise ValueError("data: train yielded no batch, though its length is not 0")
+        if found != self.batches_per_epoch:
+            warnings.warn(
+                f"train yielded {found} batches, its length says {self.batches_per_epoch}: the "
+                "schedule was planned for that and will not end where it should",
+                stacklevel=2,
+            )
 
     def _train_batch(self) -> None:
         self.training_step(self)
@@ -341,20 +380,16 @@ class Learner:
         return progress(self.step, self.total_steps)
 
     @property
-    def batches_per_epoch(self) -> int:
-        """Training batches in an epoch."""
-        return self.data.steps_per_epoch
-
-    @property
     def last_batch(self) -> bool:
         """Whether this batch is the last of its epoch."""
-        return self.batch_index + 1 == self.data.steps_per_epoch
+        return self.batch_index + 1 == self.batches_per_epoch
 
     def compute_loss(self, pred: Any, target: Any) -> Any:
-        """Return the loss, by a function inferred from the first target if none was given."""
-        if self.loss_func is None:
-            self.loss_func = infer_loss(target)
-        return self.loss_func(pred, target)
+        """Return the loss, by a function inferred from the fit's first target if none was given."""
+        if self.loss_func is None and self._inferred is None and self._running:
+            self._inferred = infer_loss(target)
+        loss_func = self.loss_func or self._inferred or infer_loss(target)
+        return loss_func(pred, target)
 
     # ---- evaluation: leaves no trace -----------------------------------------------------------
 
@@ -416,7 +451,7 @@ class Learner:
 
     @property
     def _evaluator(self) -> Evaluator:
-        return Evaluator(self.model, self.device, self.training_step.autocast)
+        return Evaluator(self._modules, self.device, self.training_step.autocast)
 
     def _score(
         self, loader: Any, watch: Callable[[Any, Any, Any], None] | None
@@ -426,11 +461,11 @@ class Learner:
         def take(batch: Any, target: Any, pred: Any) -> None:
             batches.require_target(batch, target)
             loss = check_scalar(self.compute_loss(pred, target))
-            scores.add(pred, target, loss, batches.size(batch))
+            scores.add(pred, target, loss, batches.samples(batch))
             if watch is not None:
                 watch(batch, pred, loss)
 
-        self._evaluator(loader, take)
+        self._evaluator(loader, take, aside=watch is None)
         return scores.compute()
 
     def _loader(self, dl: Iterable[Any] | None) -> Iterable[Any]:
@@ -441,11 +476,18 @@ class Learner:
         return loader
 
     def _activation(self) -> Callable[[Tensor], Tensor] | None:
-        if self.loss_func is None:
-            loader = self.data.train
-            with state.rng_preserved(loader):
-                self.loss_func = infer_loss(batches.split(next(iter(loader)))[1])
-        return activation(self.loss_func)
+        loss_func = self.loss_func or self._inferred
+        if loss_func is None:
+            with self._evaluator.kept(self.data.train):
+                batch = batches.to_device(next(iter(self.data.train)), self.device)
+            loss_func = infer_loss(batches.split(batch)[1])
+        return activation(loss_func)
+
+    @property
+    def _modules(self) -> list[nn.Module]:
+        """Everything that training can change beside the optimizer."""
+        loss = [self.loss_func] if isinstance(self.loss_func, nn.Module) else []
+        return [self.model, *loss]
 
     def _lrs(self, name: str, lr: LR | None) -> list[float]:
         """Return one learning rate for each layer group; None is the optimizer's own."""
@@ -456,5 +498,5 @@ class Learner:
         return optimizers.spread(name, lr, optimizers.n_groups(self.opt))
 
     def _counters(self) -> dict[str, Any]:
-        names = ("epoch", "n_epochs", "step", "total_steps", "batch_index", "scores")
-        return {name: getattr(self, name) for name in names}
+        names = ("epoch", "n_epochs", "step", "total_steps", "batch_index", "batches_per_epoch")
+        return {name: getattr(self, name) for name in (*names, "scores", "_inferred")}

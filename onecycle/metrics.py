@@ -73,13 +73,18 @@ class MeanMetric:
         return self.finish(_wide(self.each(pred, target, **options)).mean()).float()
 
 
-def _scores_of_classes(pred: Tensor) -> Tensor:
-    """Refuse one column, whose largest score is always at class 0."""
+def _scores_of_classes(pred: Tensor, target: Tensor) -> Tensor:
+    """Refuse one column, whose largest is always class 0, and targets that would broadcast."""
     if pred.ndim < 2 or pred.shape[1] < 2:
         raise ValueError(
             f"pred must have one score for each of at least two classes, got {tuple(pred.shape)}; "
             "for one logit a sample use a function such as "
             "lambda pred, target: ((pred > 0) == target).float().mean()"
+        )
+    if target.shape != pred[:, 0].shape:
+        raise ValueError(
+            f"target must have the shape {tuple(pred[:, 0].shape)} to go with pred "
+            f"{tuple(pred.shape)}, got {tuple(target.shape)}"
         )
     return pred
 
@@ -102,7 +107,7 @@ def accuracy(pred: Tensor, target: Tensor) -> Tensor:
     >>> accuracy(torch.tensor([[0.1, 0.9], [0.8, 0.2]]), torch.tensor([1, 1]))
     tensor(0.5000)
     """
-    return _scores_of_classes(pred).argmax(1) == target
+    return _scores_of_classes(pred, target).argmax(1) == target
 
 
 @MeanMetric
@@ -112,7 +117,7 @@ def error_rate(pred: Tensor, target: Tensor) -> Tensor:
     >>> error_rate(torch.tensor([[0.1, 0.9], [0.8, 0.2]]), torch.tensor([1, 1]))
     tensor(0.5000)
     """
-    return _scores_of_classes(pred).argmax(1) != target
+    return _scores_of_classes(pred, target).argmax(1) != target
 
 
 @MeanMetric
@@ -124,7 +129,7 @@ def top_k_accuracy(pred: Tensor, target: Tensor, k: int = 5) -> Tensor:
     >>> top_k_accuracy(torch.tensor([[0.1, 0.2, 0.7]]), torch.tensor([1]), k=2)
     tensor(1.)
     """
-    best = _scores_of_classes(pred).topk(min(k, pred.shape[1]), dim=1).indices
+    best = _scores_of_classes(pred, target).topk(min(k, pred.shape[1]), dim=1).indices
     return (best == target.unsqueeze(1)).any(1)
 
 
@@ -183,17 +188,13 @@ class Scores:
 
     Args:
         metrics: as the module describes; names must differ.
-        loss_name: the key of the mean loss.
 
     Raises:
         TypeError: something that is no metric.
         ValueError: two metrics of one name, or the name of another column.
     """
 
-    def __init__(
-        self, metrics: Sequence[Metric] | Mapping[str, Metric], loss_name: str = "valid_loss"
-    ) -> None:
-        self.loss_name = loss_name
+    def __init__(self, metrics: Sequence[Metric] | Mapping[str, Metric]) -> None:
         self.loss = Mean()
         self.gatherers = {name: _gatherer(metric) for name, metric in named(metrics).items()}
 
@@ -211,14 +212,13 @@ class Scores:
             number.
         """
         if not self.loss.weight:
-            raise ValueError(
-                f"{self.loss_name}: the data is empty, it must yield at least one batch"
-            )
+            raise ValueError("valid_loss: the data is empty, it must yield at least one batch")
         values = [self.loss.value()]
         for name, gatherer in self.gatherers.items():
             values.append(_scalar(name, _call(name, gatherer.compute)))
-        numbers = torch.stack([value.to(values[0].device) for value in values]).tolist()
-        return dict(zip([self.loss_name, *self.gatherers], numbers, strict=True))
+        # One type and place for all: mps has no double precision.
+        numbers = torch.stack([value.to(values[0]) for value in values]).tolist()
+        return dict(zip(["valid_loss", *self.gatherers], numbers, strict=True))
 
 
 def named(metrics: Sequence[Metric] | Mapping[str, Metric]) -> dict[str, Metric]:
@@ -306,7 +306,7 @@ def _scalar(name: str, value: Any) -> Tensor:
     if tensor.numel() != 1:
         shape = tuple(tensor.shape)
         raise ValueError(f"metrics: {name!r} must return one number, got a shape of {shape}")
-    return _wide(tensor.detach().reshape(()))
+    return tensor.detach().reshape(())
 
 
 def _call(name: str, method: Callable[..., Any], *args: Any) -> Any:

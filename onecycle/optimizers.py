@@ -6,6 +6,7 @@ own. Each becomes up to two groups of the torch optimizer, one with weight decay
 `decay`, which `state_dict` keeps.
 """
 
+import functools
 import inspect
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -34,8 +35,8 @@ def build(
         model: its parameters are trained.
         opt_func: a torch optimizer class, a factory that takes parameter groups, or a finished
             optimizer, which is used as it is.
-        wd: weight decay of everything but biases and norm layers. None, or a `weight_decay` set by
-            the factory, leaves the optimizer's own value.
+        wd: weight decay of everything but biases and norm layers, which have none. A
+            `weight_decay` set by the factory wins; None takes the optimizer's default.
         splitter: model -> one list of parameters for each layer group; None makes one group.
 
     Raises:
@@ -60,8 +61,13 @@ def build(
     else:
         raise TypeError(f"opt_func must be a torch optimizer class or factory, got {opt_func!r}")
     _check(opt, model)
-    if opt is not opt_func and wd is not None and not _sets_decay(opt):
-        write(opt, "wd", [checks.real("wd", wd, low=0.0)])
+    if opt is not opt_func and has(opt, "wd"):
+        chosen = _chosen_decay(opt, opt_func)
+        default = opt.defaults["weight_decay"] if wd is None else checks.real("wd", wd, low=0.0)
+        write(opt, "wd", [default if chosen is None else chosen])
+    for group in opt.param_groups if opt is not opt_func else ():
+        # Groups that share one tensor could not have rates of their own.
+        group["lr"] = _copy(group["lr"])
     return opt
 
 
@@ -149,6 +155,18 @@ def current(opt: torch.optim.Optimizer, name: str) -> list[float]:
     return [values[i] for i in sorted(values)]
 
 
+def has(opt: torch.optim.Optimizer, name: str) -> bool:
+    """Tell whether every group has the hyper-parameter "lr", "mom", "wd" or another key.
+
+    >>> has(build(nn.Linear(2, 1), torch.optim.Rprop), "wd")
+    False
+    """
+    if name == "mom":
+        return all("betas" in group or "momentum" in group for group in opt.param_groups)
+    key = "weight_decay" if name == "wd" else name
+    return all(key in group for group in opt.param_groups)
+
+
 def has_momentum(opt: torch.optim.Optimizer) -> bool:
     """Tell whether every group has a momentum in use: betas, or a `momentum` above 0.
 
@@ -165,7 +183,10 @@ def preserved(opt: torch.optim.Optimizer) -> Iterator[None]:
     try:
         yield
     finally:
-        for group, values in zip(opt.param_groups, before, strict=True):
+        # A group that was added in the block has no past to go back to.
+        for group, values in zip(opt.param_groups, before, strict=False):
+            for key in group.keys() - values.keys() - {"params"}:
+                del group[key]
             for key, value in values.items():
                 if isinstance(value, Tensor) and isinstance(group[key], Tensor):
                     group[key].copy_(value)
@@ -198,10 +219,15 @@ def _check(opt: Any, model: nn.Module) -> None:
         raise ValueError("opt_func holds no parameter of model: build it from model.parameters()")
 
 
-def _sets_decay(opt: torch.optim.Optimizer) -> bool:
-    """Tell whether the factory chose a weight decay, or the optimizer knows of none."""
-    known = inspect.signature(type(opt)).parameters.get("weight_decay")
-    return known is None or opt.defaults.get("weight_decay") != known.default
+def _chosen_decay(opt: torch.optim.Optimizer, opt_func: Any) -> float | None:
+    """Return the weight decay that the factory chose, None when it is the class's default."""
+    if isinstance(opt_func, functools.partial) and "weight_decay" in opt_func.keywords:
+        return float(opt_func.keywords["weight_decay"])
+    kinds = [cls for cls in type(opt).__mro__ if issubclass(cls, torch.optim.Optimizer)]
+    signatures = [inspect.signature(cls).parameters for cls in kinds]
+    known = next((s["weight_decay"].default for s in signatures if "weight_decay" in s), None)
+    value = opt.defaults.get("weight_decay")
+    return None if value == known else value
 
 
 def _spread_slice(name: str, lr: slice, n: int) -> list[float]:

@@ -90,7 +90,8 @@ def losses(
         ax.plot(*zip(*valid, strict=True), "o-", color="C1", markersize=4, label="validation")
     if len(raw) and np.isfinite(raw).any():
         # The first steps of a fresh model would squeeze everything else to the floor.
-        top = max(np.nanpercentile(raw[np.isfinite(raw)], 99), *(v for _, v in valid), 0.0)
+        heights = [v for _, v in valid if np.isfinite(v)]
+        top = max(np.nanpercentile(raw[np.isfinite(raw)], 99), *heights, 0.0)
         low = np.nanmin(raw[np.isfinite(raw)])
         ax.set_ylim(min(low, 0.0) if low < 0 else 0.0, top * 1.05 if top > 0 else None)
     ax.set(xlabel="epoch", ylabel="loss")

@@ -224,7 +224,7 @@ def one_cycle_momentum(
     """
     outer, inner = (
         checks.real("moms", mom, low=0.0, high=1.0, open_high=True)
-        for mom in checks.pair("moms", moms)
+        for mom in checks.pair("moms", moms, "(0.95, 0.85)")
     )
     return _cycle(outer, inner, outer, pct_start, warmup, three_phase, total_steps)
 

@@ -8,10 +8,12 @@ that points at them notices.
 """
 
 import random
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from copy import copy
 from functools import partial
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -19,30 +21,57 @@ from torch import Tensor, nn
 
 Restore = Callable[[], None]
 LOADER_PARTS = ("sampler", "batch_sampler", "dataset", "generator")
+DEPTH = 3  # how far below a part a generator is looked for: data set, transform, its generator
+GENERATORS = (torch.Generator, random.Random, np.random.Generator, np.random.RandomState)
+CONTAINERS = (list, dict, set, deque)
+
+
+class Stateful(Protocol):
+    """Anything with a state that can be taken and given back."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the state."""
+        ...
+
+    def load_state_dict(self, state: dict[str, Any]) -> object:
+        """Take it back."""
+        ...
 
 
 @contextmanager
 def preserved(
-    model: nn.Module,
-    opt: torch.optim.Optimizer,
-    scaler: torch.amp.GradScaler,
-    loader: Any,
+    modules: Sequence[nn.Module], opt: torch.optim.Optimizer, step: Stateful, loader: Any
 ) -> Iterator[None]:
-    """Leave everything a run depends on bit for bit as it was before the block."""
-    restores = [
-        _loader(loader),
-        _modules(model),
-        _tensors([*model.parameters(), *model.buffers(), *_tensor_attributes(model)]),
-        _gradients(model),
-        _optimizer(opt),
-        _scaler(scaler),
-        _generators(loader),
-    ]
-    try:
+    """Leave everything a run depends on bit for bit as it was before the block.
+
+    Args:
+        modules: the model, and the loss where it is a module.
+        opt: the optimizer.
+        step: the training step, for the scale of its loss.
+        loader: the training data.
+    """
+    with ExitStack() as stack:
+        stack.callback(_stateful(step))
+        stack.callback(_generators(loader, *modules))
+        stack.callback(_optimizer(opt))
+        for model in modules:
+            stack.callback(_gradients(model))
+            stack.callback(_tensors([*model.parameters(), *_unlearned(model)]))
+            stack.callback(_modules(model))
+        stack.callback(_loader(loader))
         yield
-    finally:
-        for restore in restores:
-            restore()
+
+
+@contextmanager
+def looked_at(modules: Sequence[nn.Module], loader: Any) -> Iterator[None]:
+    """Leave everything that a pass without training can change as it was before the block."""
+    with ExitStack() as stack:
+        stack.callback(_generators(loader, *modules))
+        for model in modules:
+            stack.callback(_tensors(_unlearned(model)))
+            stack.callback(_modules(model))
+        stack.callback(_loader(loader))
+        yield
 
 
 @contextmanager
@@ -120,27 +149,40 @@ def _modules(model: nn.Module) -> Restore:
     return restore
 
 
-def _tensor_attributes(model: nn.Module) -> list[Tensor]:
-    """Tensors that a module keeps as plain attributes, which no state_dict knows."""
+def _unlearned(model: nn.Module) -> list[Tensor]:
+    """Buffers, and tensors that a module keeps as plain attributes, which no state_dict knows."""
     values = [value for module in model.modules() for value in vars(module).values()]
-    return [value for value in values if isinstance(value, Tensor)]
+    return [*model.buffers(), *(value for value in values if isinstance(value, Tensor))]
 
 
 def _attributes(owner: Any) -> Restore:
-    """Which value each attribute of `owner` names; the values themselves are not copied."""
+    """Which value each attribute of `owner` names, and what is in its lists, dicts and sets."""
     current = vars(owner)
     saved = dict(current)
+    contents = {name: copy(v) for name, v in saved.items() if type(v) in CONTAINERS}
 
     def restore() -> None:
         current.clear()
         current.update(saved)
+        for name, content in contents.items():
+            _refill(saved[name], content)
 
     return restore
 
 
+def _refill(container: Any, content: Any) -> None:
+    """Put `content` back into the very same container."""
+    container.clear()
+    if isinstance(container, (dict, set)):
+        container.update(content)
+    else:
+        container.extend(content)
+
+
 def _optimizer(opt: torch.optim.Optimizer) -> Restore:
     state = {key: _clone(value) for key, value in opt.state.items()}
-    groups = [{k: _clone(v) for k, v in g.items() if k != "params"} for g in opt.param_groups]
+    groups = [{k: v for k, v in g.items() if k != "params"} for g in opt.param_groups]
+    rates = _tensors([v for group in groups for v in group.values() if isinstance(v, Tensor)])
 
     def restore() -> None:
         opt.state.clear()
@@ -149,6 +191,7 @@ def _optimizer(opt: torch.optim.Optimizer) -> Restore:
             parameters = group["params"]
             group.clear()
             group.update({"params": parameters, **saved})
+        rates()
 
     return restore
 
@@ -163,9 +206,13 @@ def _clone(value: Any) -> Any:
     return value
 
 
-def _scaler(scaler: Any) -> Restore:
-    saved = scaler.state_dict()
-    return lambda: scaler.load_state_dict(saved) if saved else None
+def _stateful(step: Stateful) -> Restore:
+    saved = step.state_dict()
+
+    def restore() -> None:
+        step.load_state_dict(saved)
+
+    return restore
 
 
 def _loader(loader: Any) -> Restore:
@@ -193,18 +240,32 @@ def _parts(loader: Any) -> list[Any]:
     return found
 
 
-def _generators(loader: Any) -> Restore:
-    """The global generators, and every one that is an attribute of a part of the loader."""
-    restores = [_torch_rng(), _numpy_rng(), _python_rng()]
-    for part in _parts(loader):
-        held = [part, *vars(part).values()] if hasattr(part, "__dict__") else [part]
-        restores += [_generator(value) for value in held]
+def _generators(loader: Any, *modules: nn.Module) -> Restore:
+    """The global generators, and every one held by a part of the loader or by a module."""
+    held = [part for model in modules for part in model.modules()]
+    found: dict[int, Any] = {}
+    for part in [*_parts(loader), *held]:
+        _search(part, DEPTH, found)
+    restores = [_torch_rng(), _numpy_rng(), _python_rng(), *map(_generator, found.values())]
 
     def restore() -> None:
         for put_back in restores:
             put_back()
 
     return restore
+
+
+def _search(value: Any, depth: int, found: dict[int, Any]) -> None:
+    """Gather the generators that `value` is or holds, a few attributes deep."""
+    if isinstance(value, GENERATORS):
+        found[id(value)] = value
+    # Not a subclass, which may be a loader: to iterate it would be to read it.
+    elif depth and type(value) in (list, tuple) and len(value) < 100:
+        for item in value:
+            _search(item, depth - 1, found)
+    elif depth and hasattr(value, "__dict__") and not isinstance(value, (Tensor, type)):
+        for item in list(vars(value).values()):
+            _search(item, depth - 1, found)
 
 
 def _generator(value: Any) -> Restore:

@@ -12,7 +12,7 @@ from torch.nn import functional
 
 from onecycle import batch as batches
 from onecycle import checks
-from onecycle.callback import Cancel
+from onecycle.callback import Cancel, CancelBatch
 
 if TYPE_CHECKING:
     from onecycle.learner import Learner
@@ -50,7 +50,7 @@ class TrainingStep:
         self.opt = opt
         self.device = device
         self.dtype = DTYPES[checks.choice("precision", precision, tuple(DTYPES))]
-        self.scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
+        self.scaler = self._new_scaler()
         self.accumulate = checks.integer("accumulate", accumulate)
         self.clip = None if clip is None else checks.positive("clip", clip)
         self.loss: Tensor = torch.tensor(float("nan"))
@@ -77,7 +77,7 @@ class TrainingStep:
             learn.loss = learn.compute_loss(learn.pred, target)
         learn.fire("on_backward_begin")
         check_loss(learn.loss)
-        self._backward(learn.loss, batches.size(learn.batch))
+        self._backward(learn.loss, batches.samples(learn.batch))
 
         if len(self._micro) < self.accumulate and not learn.last_batch:
             learn.fire("on_backward_end")
@@ -88,9 +88,24 @@ class TrainingStep:
 
     def flush(self, learn: Learner) -> None:
         """Step on gradients that are left when an epoch ended before its last batch could step."""
-        if self._micro:
+        if not self._micro:
+            return
+        try:
             self._finish_gradients(learn.model)
+            learn.fire("on_backward_end")
             self._update(learn)
+        except CancelBatch:
+            self.drop()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what a resumed run needs: the scale of the loss under fp16."""
+        return {"scaler": self.scaler.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take back a state."""
+        self.scaler = self._new_scaler()
+        if state["scaler"]:
+            self.scaler.load_state_dict(state["scaler"])
 
     def autocast(self) -> AbstractContextManager[Any]:
         """Return the context of forward and loss, for training and evaluation alike."""
@@ -99,9 +114,14 @@ class TrainingStep:
         return torch.autocast(self.device.type, dtype=self.dtype)
 
     def drop(self) -> None:
-        """Forget the gradients gathered since the last update."""
+        """Forget the gradients gathered since the last update, and where the scaler stood."""
         self._micro.clear()
         self.opt.zero_grad()
+        if self.scaler.is_enabled():
+            self.load_state_dict(self.state_dict())
+
+    def _new_scaler(self) -> torch.amp.GradScaler:
+        return torch.amp.GradScaler(self.device.type, enabled=self.dtype == torch.float16)
 
     def _update(self, learn: Learner) -> None:
         self.scaler.step(self.opt)
@@ -123,10 +143,16 @@ class TrainingStep:
         weight = sum(n for _, n in self._micro) / self._micro[0][1]
         if weight == 1.0 and self.clip is None:
             return
+        parameters = self._trained(model)
         if weight != 1.0:
-            torch._foreach_div_([p.grad for p in model.parameters() if p.grad is not None], weight)
+            torch._foreach_div_([p.grad for p in parameters if p.grad is not None], weight)
         if self.clip is not None:
-            nn.utils.clip_grad_norm_(model.parameters(), self.clip)
+            nn.utils.clip_grad_norm_(parameters, self.clip)
+
+    def _trained(self, model: nn.Module) -> list[Tensor]:
+        """The optimizer's parameters, those of the model in its order: sums depend on it."""
+        own = {id(p): p for group in self.opt.param_groups for p in group["params"]}
+        return [own.pop(id(p)) for p in model.parameters() if id(p) in own] + list(own.values())
 
     def _sum_up(self) -> None:
         self.samples = sum(n for _, n in self._micro)

@@ -6,7 +6,7 @@ minimum to the right.
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -38,6 +38,8 @@ class Suggestion:
     """Why the confidence is not high, in a sentence."""
     points: dict[str, float]
     """The learning rates of the landmarks: "steepest", "minimum", "divergence"."""
+    width: float = WIDTHS[0]
+    """The width of the kernel under which the curve was judged, in decades."""
 
 
 def smooth(lrs: Array, losses: Array, width: float = WIDTHS[0]) -> Array:
@@ -77,6 +79,8 @@ def suggest(lrs: Any, losses: Any) -> Suggestion:
     ended = len(y) < len(np.asarray(losses))
     if len(y) < MIN_POINTS:
         return _nothing(f"only {len(y)} finite losses, {MIN_POINTS} are needed: lower start_lr")
+    if not np.all(np.diff(x) > 0):
+        return _nothing("the learning rates do not rise")
     # The explosion at the end must not be smeared over the descent before it.
     level = float(np.median(y[: max(3, len(y) // 10)]))
     capped = np.minimum(y, level + max(level - float(np.min(y)), 0.0))
@@ -86,7 +90,8 @@ def suggest(lrs: Any, losses: Any) -> Suggestion:
         drop = level - float(curve[bottom])
         noise = _noise(x, y, curve, bottom, width)
         if bottom > 0 and drop > max(FAINT * noise, 1e-3 * abs(level)):
-            return _found(x, curve, bottom, drop, ended, drop > CLEAR * noise)
+            found = _found(x, curve, bottom, drop, ended, drop > CLEAR * noise)
+            return replace(found, width=width)
     if ended:
         reason = f"the loss stops being finite at {x[-1]:.1e} without having fallen: check the data"
         return _nothing(reason)

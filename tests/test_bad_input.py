@@ -200,6 +200,7 @@ LOADERS = [
     ("train", (np.zeros((3, 2)), np.zeros(3))),
     ("train", TensorDataset(*BATCH)),
     ("valid", TensorDataset(*BATCH)),
+    ("valid", []),
     ("valid", BATCH),
     ("valid", 3),
     ("valid", iter([BATCH])),
@@ -221,6 +222,8 @@ TENSORS = [
     ("valid", {"valid": 1.0}),
     ("valid", {"valid": 0.01}),
     ("valid", {"valid": (torch.zeros(3, 2),)}),
+    ("valid", {"valid": np.float32(0.0)}),
+    ("device", {"device": "abacus"}),
     ("batch_size", {"batch_size": 0}),
     ("batch_size", {"batch_size": 2.0}),
     ("seed", {"seed": -1}),
@@ -401,3 +404,30 @@ def test_an_error_leaves_a_learner_that_trains(learn):
     learn.fit_one_cycle(1, 1e-2)
     assert len(learn.recorder.losses) == 11
     assert len(learn.recorder.history) == 1
+
+
+def test_a_hyper_parameter_that_does_not_exist(learn):
+    scheduler = ParamScheduler({"learning_rate": schedules.linear(1, 0)})
+    refused(
+        lambda: learn.fit(1, callbacks=[scheduler]),
+        r"schedules\['learning_rate'\]: AdamW has no such hyper-parameter, it has lr, mom, wd",
+        learn,
+        started=True,
+    )
+
+
+def test_weight_decay_for_an_optimizer_without(data):
+    learn = Learner(data, mlp(), opt_func=torch.optim.Rprop)
+    refused(lambda: learn.fit(1, wd=0.1), "wd: Rprop has no weight decay", learn)
+
+
+def test_a_batch_without_samples():
+    learn = Learner(([(x[:0], y[:0])], None), plain())
+    refused(lambda: learn.fit(1), "data: a batch without samples", learn, started=True)
+
+
+def test_one_axes_for_two_pictures(learn):
+    from matplotlib import pyplot as plt
+
+    learn.fit(1)
+    refused(lambda: learn.recorder.plot_lr(show_moms=True, ax=plt.gca()), "ax must be a pair")

@@ -9,8 +9,10 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch.nn.utils.rnn import pack_sequence
 
 from onecycle import DataLoaders, models
+from onecycle.batch import forward, samples, to_device
 from onecycle.data import InMemoryLoader, builtin, cifar10, digits, fashion_mnist, mnist
 
 
@@ -196,3 +198,39 @@ def test_resnet9_learns_colours():
     learn = Learner(data, models.resnet9(classes=3, width=8), metrics=[accuracy])
     learn.fit_one_cycle(12, 1e-2)
     assert learn.validate()["accuracy"] > 0.9
+
+
+def test_a_model_may_write_into_its_input():
+    x = torch.randn(10, 4)
+    before = x.clone()
+    for (batch,) in InMemoryLoader(x, batch_size=4):
+        batch.zero_()
+    assert torch.equal(x, before)
+
+
+X, Y = torch.zeros(3, 2), torch.zeros(3)
+PACKED = pack_sequence([torch.zeros(n, 2) for n in (4, 3, 2)])
+
+
+@pytest.mark.parametrize(
+    "batch",
+    [(X, Y), [X, X, Y], {"scale": torch.tensor(1.0), "x": X, "y": Y}, (X,), X, (PACKED,)],
+)
+def test_samples_are_counted(batch):
+    assert samples(batch) == 3
+
+
+def test_a_batch_without_lengths_is_one_sample():
+    assert samples(([object()], torch.tensor(1.0))) == 1
+
+
+def test_what_is_no_number_stays_in_the_batch():
+    names = np.array(["a", "b"])
+    moved = to_device({"names": names, "packed": PACKED, "x": X}, torch.device("cpu"))
+    assert moved["names"] is names
+    assert moved["packed"].data is PACKED.data
+
+
+def test_a_packed_sequence_is_one_input():
+    lstm = torch.nn.LSTM(2, 3)
+    assert forward(lstm, PACKED)[0].data.shape == (9, 3)

@@ -4,7 +4,7 @@ import sys
 
 import pytest
 import torch
-from helpers import Log, mlp
+from helpers import Log, mlp, plain
 
 from onecycle import Callback, CancelBatch, CancelEpoch, CancelTrain, DataLoaders, Learner
 from onecycle.callback import EVENTS, FASTAI_EVENTS, as_callbacks, dispatch
@@ -206,3 +206,120 @@ def test_a_fit_inside_a_fit_is_refused(tiny):
 
     with pytest.raises(RuntimeError, match="running already"):
         Learner(tiny, mlp(), callbacks=[Nested]).fit(1)
+
+
+@pytest.mark.parametrize("event", BATCH[:4])
+def test_a_cancelled_batch_counts_for_nothing(event):
+    torch.manual_seed(5)
+    first, second = ((torch.randn(8, 64), torch.arange(8)) for _ in range(2))
+    cut = Learner(([first, second], None), plain(), callbacks=[Log({(event, 1): CancelBatch()})])
+    alone = Learner(([second], None), plain())
+    for learn in (cut, alone):
+        learn.fit(1, 0.1)
+    assert torch.equal(cut.model.weight, alone.model.weight)
+
+
+def test_a_batch_cancelled_before_its_gradients_leaves_the_accumulated_ones():
+    torch.manual_seed(5)
+    a, b, c = ((torch.randn(8, 64), torch.arange(8)) for _ in range(3))
+    cancel = Log({("on_loss_begin", 2): CancelBatch()})
+    cut = Learner(([a, b, c], None), plain(), callbacks=[cancel], accumulate=2)
+    whole = Learner(([a, c], None), plain(), accumulate=2)
+    for learn in (cut, whole):
+        learn.fit(1, 0.1)
+    assert torch.equal(cut.model.weight, whole.model.weight)
+
+
+def test_gradients_left_by_a_cancelled_last_batch_make_a_step(tiny):
+    log = Log({("on_loss_begin", 2): CancelBatch()})
+    cut = Learner((tiny.train, None), plain(), callbacks=[log], accumulate=2)
+    alone = Learner((tiny.train[:1], None), plain())
+    for learn in (cut, alone):
+        learn.fit(1, 0.1)
+    assert torch.equal(cut.model.weight, alone.model.weight)
+    assert log.events[-5:] == [
+        "on_batch_end",
+        "on_backward_end",
+        "on_step_end",
+        "on_epoch_end",
+        "on_train_end",
+    ]
+
+
+def test_cancel_batch_in_validation_goes_on_with_the_next(tiny):
+    log = Log({("on_validate_batch_end", 1): CancelBatch()})
+    learn = Learner((tiny.train, tiny.valid * 3), plain(), callbacks=[log])
+    learn.fit(1)
+    assert log.events.count("on_validate_batch_end") == 3
+    assert "valid_loss" in learn.scores
+
+
+def test_a_narrower_signal_in_an_end_event_does_not_replace_a_wider(tiny):
+    log = Log({("on_batch_begin", 1): CancelTrain(), ("on_batch_end", 1): CancelEpoch()})
+    Learner(tiny, plain(), callbacks=[log]).fit(3)
+    assert log.events.count("on_epoch_begin") == 1
+
+
+def test_gradients_are_cleared_when_the_step_has_ended(tiny):
+    class Look(Callback):
+        def on_step_end(self, learn):
+            assert all(p.grad is None for p in learn.model.parameters())
+
+    Learner(tiny, plain(), callbacks=[Look]).fit(1)
+
+
+def test_nothing_is_left_after_a_fit_that_failed(tiny):
+    learn = Learner(tiny, plain(), callbacks=[Log({("on_backward_end", 2): ZeroDivisionError()})])
+    with pytest.raises(ZeroDivisionError):
+        learn.fit(1)
+    assert learn.batch is learn.pred is learn.loss is learn.model.weight.grad is None
+
+
+def test_the_first_error_goes_before_one_in_the_last_event(tiny):
+    log = Log({("on_loss_begin", 1): KeyError("mine"), ("on_train_end", 1): ValueError("later")})
+    with pytest.raises(KeyError, match="mine"):
+        Learner(tiny, plain(), callbacks=[log]).fit(1)
+
+
+def test_a_fit_in_the_last_event_is_refused(tiny):
+    class Again(Callback):
+        def on_train_end(self, learn):
+            learn.fit(1)
+
+    learn = Learner(tiny, plain())
+    with pytest.raises(RuntimeError, match="running already"):
+        learn.fit(1, callbacks=[Again])
+    learn.fit(1)
+
+
+def test_an_epoch_is_read_after_its_begin(tiny):
+    order = []
+
+    class Loader(list):
+        def __iter__(self):
+            order.append("read")
+            return super().__iter__()
+
+    class Look(Callback):
+        def on_epoch_begin(self, learn):
+            order.append("begin")
+
+    Learner((Loader(tiny.train), None), plain(), callbacks=[Look]).fit(2)
+    assert order == ["begin", "read"] * 2
+
+
+def test_a_misspelt_event_of_a_mixin_is_refused():
+    class Mixin:
+        def on_fit_end(self, learn): ...
+
+    with pytest.raises(TypeError, match="on_fit_end is no event"):
+        type("Mixed", (Mixin, Callback), {})
+
+
+def test_a_callback_class_that_needs_arguments_is_asked_for_by_instance():
+    class Needs(Callback):
+        def __init__(self, bound):
+            self.bound = bound
+
+    with pytest.raises(TypeError, match=r"callbacks: give an instance.*bound"):
+        as_callbacks([Needs])

@@ -1,5 +1,6 @@
 """The Learner: what fit, fit_one_cycle, validate, get_preds, predict, save and load do."""
 
+import copy
 from collections import namedtuple
 from functools import partial
 
@@ -11,7 +12,15 @@ from torch import nn
 from torch.nn import functional
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
-from onecycle import Callback, DataLoaders, Learner, ParamScheduler, accuracy
+from onecycle import (
+    Callback,
+    CancelBatch,
+    CancelEpoch,
+    DataLoaders,
+    Learner,
+    ParamScheduler,
+    accuracy,
+)
 from onecycle.schedules import linear, one_cycle, one_cycle_momentum, sample
 
 
@@ -452,3 +461,255 @@ def test_no_bar_and_no_logging(data, capsys, monkeypatch):
     with learn.no_bar():
         learn.fit(1)
     assert len(capsys.readouterr().out.splitlines()) == 2
+
+
+def test_half_precision_survives_what_ends_a_step_in_the_middle(data):
+    class Cut(Callback):
+        def on_backward_end(self, learn):
+            raise CancelBatch if learn.batch_index % 2 else KeyboardInterrupt
+
+    learn = Learner(data, mlp(), precision="fp16", clip=1.0)
+    with pytest.raises(KeyboardInterrupt):
+        learn.fit(1, callbacks=[Cut])
+    learn.fit(1)
+    assert learn.step == 10
+
+
+def test_half_precision_clips_the_true_gradients(digit_tensors):
+    x, y = (part[:30] for part in digit_tensors)
+    model = plain()
+    before = model.weight.detach().clone()
+    learn = Learner(
+        ([(x, y)], None), model, opt_func=torch.optim.SGD, wd=None, precision="fp16", clip=0.01
+    )
+    learn.fit(1, 1.0)
+    assert 0.005 < (model.weight - before).norm() < 0.0101
+
+
+def test_only_what_the_optimizer_trains_is_clipped(data):
+    model = nn.Sequential(nn.Linear(64, 64), nn.Linear(64, 10))
+    frozen = copy.deepcopy(model)
+    frozen[0].requires_grad_(False)
+    runs = []
+    for net in (model, frozen):
+        head = torch.optim.SGD(net[1].parameters(), lr=0.1)
+        Learner(data, net, opt_func=head, clip=0.1).fit(1)
+        runs.append(net[1].state_dict())
+    assert same(*runs)
+
+
+def test_a_loss_with_parameters_is_trained_also_when_accumulating(data):
+    class Scaled(nn.CrossEntropyLoss):
+        def __init__(self):
+            super().__init__()
+            self.scale = nn.Parameter(torch.ones(()))
+
+        def forward(self, pred, target):
+            return self.scale * super().forward(pred, target)
+
+    x, y = next(iter(data.train))
+    scales = []
+    for accumulate in (1, 2):
+        loss, model = Scaled(), plain()
+        opt = torch.optim.SGD([*model.parameters(), loss.scale], lr=0.1)
+        loader = [(x, y)] * accumulate
+        learn = Learner((loader, None), model, loss, opt_func=opt, accumulate=accumulate)
+        learn.fit(1)
+        scales.append(loss.scale.item())
+    assert scales[0] == pytest.approx(scales[1])
+    assert scales[0] != 1.0
+
+
+def test_a_copied_learner_trains(learn):
+    learn.fit(1)
+    other = copy.deepcopy(learn)
+    for one in (learn, other):
+        torch.manual_seed(0)
+        one.fit(1)
+    assert same(weights(learn), weights(other))
+
+
+def test_a_part_of_a_cycle_counts_updates(data):
+    whole, part = (Learner(data, mlp(), accumulate=3) for _ in range(2))
+    whole.fit_one_cycle(4, 0.02)
+    part.fit_one_cycle(1, 0.02, tot_epochs=4, start_epoch=3)
+    assert part.recorder.lrs.tolist() == whole.recorder.lrs[-4:].tolist()
+
+
+def test_a_cycle_goes_on_in_a_new_learner(data, tmp_path):
+    whole = Learner(data, plain())
+    whole.fit_one_cycle(4, 0.02)
+    first = Learner(data, plain())
+    first.fit_one_cycle(2, 0.02, tot_epochs=4)
+    rest = Learner(data, plain(3)).load(first.save(tmp_path / "half.pt"))
+    rest.fit_one_cycle(2, 0.02, tot_epochs=4, start_epoch=2)
+    assert same(weights(whole), weights(rest))
+
+
+def test_training_data_may_be_exchanged_between_fits(data):
+    learn = Learner(data, plain())
+    learn.data.train = list(data.train)[:3]
+    learn.fit_one_cycle(2, 0.02)
+    assert learn.step == learn.total_steps == 6
+
+
+def test_a_length_that_is_wrong_is_told(data):
+    class Says(list):
+        def __len__(self):
+            return 12
+
+    learn = Learner((Says(data.train), None), plain())
+    with pytest.warns(UserWarning, match="yielded 10 batches, its length says 12"):
+        learn.fit(1)
+
+
+def test_a_stream_goes_on_from_fit_to_fit_and_lr_find_leaves_its_place(data):
+    batches, seen = list(data.train), []
+
+    class Watch(Callback):
+        def on_batch_begin(self, learn):
+            seen.append(learn.batch[1].tolist())
+
+    learn = Learner(DataLoaders(Stream(batches), steps_per_epoch=4), plain(), callbacks=[Watch])
+    for _ in range(3):
+        learn.fit(1)
+        learn.lr_find(num_it=11)
+    assert seen == [batches[i % 10][1].tolist() for i in range(12)]
+
+
+def test_samplers_are_told_the_epoch(digit_tensors):
+    x, y = digit_tensors
+    told = []
+
+    class Sampler(torch.utils.data.SequentialSampler):
+        def set_epoch(self, epoch):
+            told.append(epoch)
+
+    dataset = TensorDataset(x[:60], y[:60])
+    learn = Learner((DataLoader(dataset, 30, sampler=Sampler(dataset)), None), plain())
+    learn.fit(2)
+    learn.fit(1)
+    assert told == [0, 1, 2]
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_fit_leaves_the_mode_of_the_model(learn, training):
+    learn.model.train(training)
+    learn.fit(1)
+    assert all(module.training is training for module in learn.model.modules())
+
+
+def test_scores_are_those_of_this_epoch(data):
+    class Skip(Callback):
+        def on_epoch_begin(self, learn):
+            if learn.epoch == 1:
+                raise CancelEpoch
+
+    learn = Learner(data, plain(), callbacks=[Skip])
+    learn.fit(2)
+    assert (learn.scores, "valid_loss" in learn.recorder.history[1]) == ({}, False)
+
+
+def test_schedules_of_layer_groups(data):
+    rates = []
+
+    class Watch(Callback):
+        def on_batch_end(self, learn):
+            rates.append([g["lr"] for g in learn.opt.param_groups])
+
+    scheduler = ParamScheduler({"lr": [linear(1e-3, 1e-3), linear(1e-2, 1e-2)]})
+    learn = Learner(data, mlp(), splitter=split_in_two, callbacks=[scheduler, Watch])
+    learn.fit(1)
+    assert rates[0] == [1e-3, 1e-3, 1e-2, 1e-2]
+
+
+def test_groups_added_by_a_callback_stay(data):
+    model = nn.Sequential(plain(), nn.Linear(10, 10))
+
+    class Unfreeze(Callback):
+        def on_epoch_begin(self, learn):
+            learn.opt.add_param_group({"params": [*learn.model[1].parameters()]})
+
+    learn = Learner(data, model, opt_func=torch.optim.SGD(model[0].parameters(), lr=0.1))
+    learn.fit(1, 0.5, callbacks=[Unfreeze])
+    assert [g["lr"] for g in learn.opt.param_groups] == [0.1, 0.1]
+
+
+def test_a_loss_inferred_by_validate_does_not_bind_training(digit_tensors):
+    x = digit_tensors[0][:60]
+    learn = Learner(([(x, x[:, :10])], None), plain())
+    learn.validate([(x, torch.arange(60) % 10)])
+    learn.fit(1)
+
+
+@pytest.mark.parametrize("call", ["validate", "predict"])
+def test_persistent_workers_do_not_notice_a_look(digit_tensors, call):
+    x, y = digit_tensors
+    runs = []
+    for look in (True, False):
+        torch.manual_seed(0)
+        dataset = TensorDataset(x[:60], y[:60])
+        loader = DataLoader(dataset, 30, shuffle=True, num_workers=1, persistent_workers=True)
+        learn = Learner((loader, None), mlp())
+        if call == "validate":
+            learn.fit(1)
+        if look:
+            learn.validate(loader) if call == "validate" else learn.predict(x[:4])
+        learn.fit(1)
+        runs.append(weights(learn))
+        loader._iterator = None
+    assert same(*runs)
+
+
+class Payload:
+    def __reduce__(self):
+        return (exec, ("raise SystemExit('the payload ran')",))
+
+
+def test_loading_runs_no_code(learn, tmp_path):
+    torch.save({"format": 1, "model": Payload(), "optimizer": {}}, tmp_path / "evil.pt")
+    with pytest.raises(ValueError, match=r"evil.pt' cannot be read"):
+        learn.load(tmp_path / "evil.pt")
+
+
+@pytest.mark.parametrize("state", [{}, {"format": 1}, {"model": {}, "optimizer": {}}, [1]])
+def test_a_foreign_file_is_refused(learn, tmp_path, state):
+    torch.save(state, tmp_path / "a.pt")
+    with pytest.raises(ValueError, match="not a file that"):
+        learn.load(tmp_path / "a.pt")
+
+
+def test_a_later_format_is_refused(learn, tmp_path):
+    torch.save({"format": 2, "model": {}, "optimizer": {}}, tmp_path / "a.pt")
+    with pytest.raises(ValueError, match="has the format 2, this version reads 1"):
+        learn.load(tmp_path / "a.pt")
+
+
+def test_rates_of_numpy_and_extra_state_can_be_saved_and_loaded(data, tmp_path):
+    class Extra(nn.Linear):
+        def get_extra_state(self):
+            return {"seen": 3}
+
+        def set_extra_state(self, state):
+            self.seen = state["seen"]
+
+    one, two = (
+        Learner(data, Extra(64, 10), opt_func=partial(sgd, lr=np.float64(0.1))) for _ in range(2)
+    )
+    two.load(one.save(tmp_path / "a.pt"))
+    assert (two.model.seen, two.opt.param_groups[0]["lr"]) == (3, 0.1)
+
+
+def test_other_parameter_groups_are_refused_with_the_path(data, tmp_path):
+    path = Learner(data, mlp(), splitter=split_in_two).save(tmp_path / "a.pt")
+    learn = Learner(data, mlp())
+    before = everything(learn)
+    with pytest.raises(ValueError, match=r"a.pt' is of other parameter groups"):
+        learn.load(path)
+    assert same(before, everything(learn))
+
+
+def test_a_saved_file_has_the_mode_of_any_file(learn, tmp_path):
+    (tmp_path / "plain").touch()
+    path = learn.save(tmp_path / "a.pt")
+    assert path.stat().st_mode == (tmp_path / "plain").stat().st_mode

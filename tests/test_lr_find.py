@@ -295,3 +295,118 @@ def test_tensor_dataset_is_fine(digit_tensors):
     x, y = digit_tensors
     loader = DataLoader(TensorDataset(x[:120], y[:120]), batch_size=30, shuffle=True)
     assert len(Learner((loader, None), mlp()).lr_find(num_it=25).lrs) <= 25
+
+
+class ShuffledInPlace(list):
+    def __init__(self, batches):
+        super().__init__(batches)
+        self.order = list(range(len(batches)))
+
+    def __iter__(self):
+        random.shuffle(self.order)
+        return (self[i] for i in self.order)
+
+
+class OwnGenerator(nn.Module):
+    """Noise from a generator of its own, a list and a dict that grow, a buffer that is replaced."""
+
+    def __init__(self):
+        super().__init__()
+        self.net, self.generator = mlp(), torch.Generator().manual_seed(7)
+        self.log, self.counts = [], {"calls": 0}
+        self.register_buffer("mean", torch.zeros(64))
+
+    def forward(self, x):
+        self.log.append(len(x))
+        self.counts["calls"] += 1
+        self.mean = 0.9 * self.mean + 0.1 * x.mean(0)
+        return self.net(x - self.mean + 0.1 * torch.randn(x.shape, generator=self.generator))
+
+
+class Jitter:
+    """A transform with a generator of its own, two levels below the loader."""
+
+    def __init__(self):
+        self.rngs = [np.random.default_rng(1), random.Random(1)]
+
+    def __call__(self, x):
+        return x + 0.1 * (self.rngs[0].standard_normal() + self.rngs[1].random())
+
+
+class Transformed(Noisy):
+    def __init__(self, x, y):
+        super().__init__(x, y)
+        self.transform = Jitter()
+
+    def __getitem__(self, i):
+        return self.transform(self.x[i]).float(), self.y[i]
+
+
+class CentredLoss(nn.CrossEntropyLoss):
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("centre", torch.zeros(10))
+
+    def forward(self, pred, target):
+        self.centre += 0.1 * pred.detach().mean(0)
+        return super().forward(pred - self.centre, target)
+
+
+HIDDEN = ["loader", "module", "transform", "loss"]
+
+
+def hiding(digit_tensors, where):
+    torch.manual_seed(3)
+    random.seed(3)
+    x, y = (part[:300] for part in digit_tensors)
+    train = list(zip(x.split(30), y.split(30), strict=True))
+    if where == "loader":
+        train = ShuffledInPlace(train)
+    if where == "transform":
+        train = DataLoader(Transformed(x, y), 30)
+    model = OwnGenerator() if where == "module" else mlp()
+    return Learner((train, None), model, loss_func=CentredLoss() if where == "loss" else None)
+
+
+@pytest.mark.parametrize("where", HIDDEN)
+@pytest.mark.parametrize("call", ["lr_find", "validate"])
+def test_state_that_hides_is_found(digit_tensors, where, call):
+    runs = []
+    for run in (True, False):
+        learn = hiding(digit_tensors, where)
+        if run and call == "lr_find":
+            learn.lr_find()
+        elif run:
+            learn.validate(learn.data.train)
+        learn.fit(2, 1e-2)
+        runs.append([weights(learn), learn.recorder.losses, getattr(learn.model, "log", None)])
+    assert same(*runs)
+
+
+def test_the_scale_of_the_loss_comes_back(digit_tensors):
+    learn = make(digit_tensors, precision="fp16", model=Trouble(20, KeyboardInterrupt()))
+    before = learn.training_step.state_dict()
+    sweep(learn, start_lr=1, end_lr=1e30)
+    assert learn.training_step.state_dict() == before
+    learn.fit(1)
+
+
+def test_a_rate_that_is_a_tensor_stays_the_users(data):
+    rate = torch.tensor(0.01)
+    model = mlp()
+    opt = torch.optim.AdamW(model.parameters(), lr=rate)
+    learn = Learner(data, model, opt_func=opt)
+    learn.lr_find(num_it=10)
+    assert opt.param_groups[0]["lr"] is rate
+    assert rate.item() == pytest.approx(0.01)
+
+
+def test_rates_that_do_not_rise_are_no_sweep():
+    assert suggest([0.1] * 12, range(12, 0, -1)).reason == "the learning rates do not rise"
+
+
+def test_a_noisy_curve_is_drawn_as_it_was_judged():
+    noise = np.random.default_rng(1).standard_normal(100)
+    found = [LRFind(LRS, DESCENT + scale * noise) for scale in (0.0, 2.0)]
+    assert [r.suggestion.width for r in found] == [0.12, 0.3]
+    assert np.abs(np.diff(found[1].smoothed[:50])).max() < 0.5

@@ -120,6 +120,12 @@ def test_one_column_has_no_largest_score(metric, shape):
         metric(torch.zeros(shape), torch.zeros(5))
 
 
+@pytest.mark.parametrize("metric", [accuracy, error_rate, top_k_accuracy])
+def test_targets_that_would_broadcast_are_refused(metric):
+    with pytest.raises(ValueError, match=r"target must have the shape \(5,\)"):
+        metric(torch.zeros(5, 3), torch.zeros(5, 1))
+
+
 @pytest.mark.parametrize("metric", [mse, mae, rmse])
 def test_shapes_that_would_broadcast_are_refused(metric):
     with pytest.raises(ValueError, match=r"one shape, got \(5, 1\) and \(5,\)"):

@@ -2,6 +2,7 @@
 
 import copy
 from contextlib import suppress
+from functools import partial
 
 import pytest
 import torch
@@ -19,6 +20,11 @@ def test_biases_and_norms_have_no_decay():
     assert {name: decay[id(p)] for name, p in model.named_parameters()} == wanted
 
 
+class Mine(torch.optim.AdamW):
+    def __init__(self, params, **options):
+        super().__init__(params, **options)
+
+
 @pytest.mark.parametrize(
     ("opt_func", "wd", "expected"),
     [
@@ -27,11 +33,28 @@ def test_biases_and_norms_have_no_decay():
         (sgd, 0.3, 0.3),
         (sgd, None, 0.0),
         (lambda groups: sgd(groups, weight_decay=0.7), 0.3, 0.7),
+        (partial(sgd, weight_decay=0.0), 0.3, 0.0),
+        (partial(torch.optim.AdamW, weight_decay=0.01), 0.3, 0.01),
+        (Mine, 0.3, 0.3),
     ],
 )
-def test_whose_weight_decay_holds(opt_func, wd, expected):
+def test_whose_weight_decay_holds_and_never_for_biases(opt_func, wd, expected):
     opt = optimizers.build(mlp(), opt_func, wd)
-    assert opt.param_groups[0]["weight_decay"] == expected
+    assert [group["weight_decay"] for group in opt.param_groups] == [expected, 0.0]
+
+
+def test_rates_that_are_tensors_are_each_groups_own():
+    opt = optimizers.build(mlp(), partial(torch.optim.AdamW, lr=torch.tensor(0.1)))
+    optimizers.write(opt, "lr", [0.5])
+    first, second = (group["lr"] for group in opt.param_groups)
+    assert first is not second
+
+
+def test_keys_that_are_new_are_taken_out_again():
+    opt = optimizers.build(mlp(), sgd)
+    with optimizers.preserved(opt):
+        optimizers.write(opt, "color", [1.0])
+    assert "color" not in opt.param_groups[0]
 
 
 @pytest.mark.parametrize(

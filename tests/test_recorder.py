@@ -170,6 +170,8 @@ def test_plots_survive_losses_that_are_not_finite(data):
     learn.fit(1, 1e30)
     assert not np.isfinite(learn.recorder.losses).all()
     learn.recorder.plot_losses().figure.canvas.draw()
+    learn.recorder.history[0]["valid_loss"] = float("inf")
+    learn.recorder.plot_losses().figure.canvas.draw()
 
 
 def test_smoothing_has_no_lag():

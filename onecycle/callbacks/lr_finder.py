@@ -73,7 +73,9 @@ class LRFind(float):
     def smoothed(self) -> Array:
         """The losses without their noise, up to the first that is not finite."""
         n = int(np.isfinite(self.losses).cumprod().sum())
-        return smooth(self.lrs[:n], self.losses[:n]) if n else self.losses[:0]
+        if n < 2:
+            return self.losses[:n]
+        return smooth(self.lrs[:n], self.losses[:n], self.suggestion.width)
 
     def plot(self, ax: Axes | None = None) -> Axes:
         """Draw loss against learning rate, the suggestion and its band; return the axes."""

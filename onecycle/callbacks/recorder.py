@@ -177,6 +177,8 @@ class Recorder(Callback):
 
         if not show_moms:
             return plot.over_epochs(self.epochs, self.lrs, "learning rate", ax)
+        if ax is not None and not np.iterable(ax):
+            raise TypeError("ax must be a pair of axes with show_moms=True, got one")
         left, right = plot.side_by_side(2) if ax is None else ax
         return (
             plot.over_epochs(self.epochs, self.lrs, "learning rate", left),
@@ -220,5 +222,5 @@ class Recorder(Callback):
     def _read(self) -> None:
         """Move the unread losses to the host, all at once."""
         if self._unread:
-            self._losses.extend(torch.stack(self._unread).double().tolist())
+            self._losses.extend(torch.stack(self._unread).tolist())
             self._unread.clear()

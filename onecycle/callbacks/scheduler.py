@@ -44,9 +44,20 @@ class ParamScheduler(Callback):
             self.schedules[name] = list(functions)
 
     def on_train_begin(self, learn: Learner) -> None:
-        """Check that the numbers of schedules and layer groups fit, before the first step."""
+        """Check that names and numbers of schedules fit the optimizer, before the first step."""
         n = optimizers.n_groups(learn.opt)
         for name, functions in self.schedules.items():
+            if not optimizers.has(learn.opt, name):
+                known = [
+                    "lr",
+                    "mom",
+                    "wd",
+                    *(k for k in learn.opt.param_groups[0] if k != "params"),
+                ]
+                raise ValueError(
+                    f"schedules[{name!r}]: {type(learn.opt).__name__} has no such hyper-parameter, "
+                    f"it has {', '.join(known)}"
+                )
             if len(functions) not in (1, n):
                 raise ValueError(
                     f"schedules[{name!r}] must hold 1 or {n} schedules, got {len(functions)}"

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from onecycle import checks
-from onecycle.batch import as_tensor
+from onecycle.batch import as_device, as_tensor
 
 
 class InMemoryLoader:
@@ -40,9 +40,10 @@ class InMemoryLoader:
         seed: int = 0,
         device: torch.device | str | None = None,
     ) -> None:
+        place = None if device is None else as_device(device)
         if not tensors:
             raise ValueError("tensors must hold at least one tensor")
-        self.tensors = tuple(as_tensor(value).to(device) for value in tensors)
+        self.tensors = tuple(as_tensor(value).to(place) for value in tensors)
         lengths = {len(tensor) if tensor.ndim else 0 for tensor in self.tensors}
         if len(lengths) > 1 or lengths == {0}:
             raise ValueError(f"tensors must have one length above 0, got {sorted(lengths)}")
@@ -76,9 +77,9 @@ class InMemoryLoader:
     def __iter__(self) -> Iterator[tuple[Tensor, ...]]:
         """Yield the batches of the chosen epoch."""
         if not self.shuffle:
-            yield from zip(
-                *(torch.split(tensor, self.batch_size) for tensor in self.tensors), strict=True
-            )
+            for first in range(0, self.n, self.batch_size):
+                # Copies, for a model may write into its input.
+                yield tuple(t[first : first + self.batch_size].clone() for t in self.tensors)
             return
         order = self.order(self.epoch).to(self.tensors[0].device)
         for chosen in torch.split(order, self.batch_size):

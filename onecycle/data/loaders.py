@@ -45,17 +45,48 @@ class DataLoaders:
         check_loader("train", train)
         if valid is not None:
             check_loader("valid", valid)
+        if steps_per_epoch is None:
+            _length("train", train)
+        else:
+            checks.integer("steps_per_epoch", steps_per_epoch)
+        if valid is not None and hasattr(valid, "__len__"):
+            _length("valid", valid)
         self.train = train
         self.valid = valid
-        self.streams = steps_per_epoch is not None
-        self.steps_per_epoch = _steps(train, steps_per_epoch)
+        self._steps = steps_per_epoch
+        self._stream: Iterator[Any] | None = None
 
-    def reader(self, first: int) -> Callable[[int], Iterator[Any]]:
-        """Return a function from an epoch's number to its batches, for a run from `first` on."""
-        if not self.streams:
+    @property
+    def steps_per_epoch(self) -> int:
+        """Training batches in an epoch, of the `train` that is there now."""
+        return _length("train", self.train) if self._steps is None else self._steps
+
+    def reader(self, first: int, *, aside: bool = False) -> Callable[[int], Iterator[Any]]:
+        """Return a function from an epoch's number to its batches, for a run from `first` on.
+
+        With `steps_per_epoch` given a run goes on in the stream where the last one stopped;
+        `aside` reads from its beginning and leaves that place as it is.
+        """
+        if self._steps is None:
             return self._whole
-        stream = self._endless(first)
-        return lambda _: itertools.islice(stream, self.steps_per_epoch)
+        steps = self._steps
+        if aside:
+            apart = self._endless(first)
+            return lambda _: itertools.islice(apart, steps)
+        return lambda epoch: self._go_on(epoch, steps)
+
+    def _go_on(self, epoch: int, steps: int) -> Iterator[Any]:
+        if self._stream is None:
+            self._stream = self._endless(epoch)
+        batch = None
+        try:
+            for batch in itertools.islice(self._stream, steps):
+                yield batch
+        except Exception:
+            self._stream = None
+            raise
+        if batch is None:
+            self._stream = None
 
     def _whole(self, epoch: int) -> Iterator[Any]:
         set_epoch(self.train, epoch)
@@ -98,7 +129,7 @@ class DataLoaders:
         >>> data.train.n, data.valid.n
         (8, 2)
         """
-        if isinstance(valid, (int, float)):
+        if valid is not None and not isinstance(valid, (tuple, list)):
             whole = InMemoryLoader(x, y, shuffle=True, seed=seed)
             share = checks.real("valid", valid, low=0.0, high=1.0, open_low=True, open_high=True)
             n_valid = round(share * whole.n)
@@ -108,7 +139,7 @@ class DataLoaders:
             valid = _pick(whole.tensors, held_out)
             x, y = _pick(whole.tensors, rest)
         elif valid is not None:
-            valid = checks.pair("valid", valid)
+            valid = checks.pair("valid", valid, "(inputs, targets)")
         train = InMemoryLoader(x, y, batch_size=batch_size, shuffle=True, seed=seed, device=device)
         if valid is None:
             return cls(train)
@@ -144,19 +175,18 @@ def _pick(tensors: tuple[Tensor, ...], chosen: Tensor) -> tuple[Tensor, Tensor]:
     return x, y
 
 
-def _steps(train: Iterable[Any], steps_per_epoch: int | None) -> int:
-    if steps_per_epoch is not None:
-        return checks.integer("steps_per_epoch", steps_per_epoch)
+def _length(name: str, data: Iterable[Any]) -> int:
+    """Return the number of batches, at least one."""
     try:
-        steps = len(train)  # type: ignore[arg-type]
+        length = len(data)  # type: ignore[arg-type]
     except TypeError:
         raise ValueError(
-            "train has no length: give the number of batches in an epoch, "
+            f"{name} has no length: give the number of batches in an epoch, "
             "DataLoaders(train, valid, steps_per_epoch=...)"
         ) from None
-    if steps == 0:
-        raise ValueError("train is empty: it must yield at least one batch")
-    return steps
+    if length == 0:
+        raise ValueError(f"{name} is empty: it must yield at least one batch")
+    return length
 
 
 def check_loader(name: str, data: Any) -> None:
