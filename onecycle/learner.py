@@ -288,7 +288,7 @@ class Learner:
         self.epoch, self.step = epochs.start, epochs.start * updates
         # Batches are numbered over all fits, so that no two epochs have the same order.
         first = max(len(self.recorder.history), epochs.start)
-        read = self.data.reader(first, aside=aside)
+        read = self.data.reader(aside=aside)
         validate = self.data.valid is not None and not aside
         self._hooks, self._running, self._inferred = hooks, True, None
         failure: BaseException | None = None

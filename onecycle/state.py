@@ -137,14 +137,10 @@ def _gradients(model: nn.Module) -> Restore:
 def _modules(model: nn.Module) -> Restore:
     """Attributes of every module: modes, counters, and which tensor each buffer is."""
     restores = [_attributes(module) for module in model.modules()]
-    buffers = [(module._buffers, dict(module._buffers)) for module in model.modules()]  # noqa: SLF001 - no public way
 
     def restore() -> None:
         for put_back in restores:
             put_back()
-        for current, saved in buffers:
-            current.clear()
-            current.update(saved)
 
     return restore
 

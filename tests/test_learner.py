@@ -577,6 +577,24 @@ def test_a_stream_goes_on_from_fit_to_fit_and_lr_find_leaves_its_place(data):
     assert seen == [batches[i % 10][1].tolist() for i in range(12)]
 
 
+def test_every_pass_through_a_stream_has_its_order(data):
+    seen = []
+
+    class Watch(Callback):
+        def on_batch_begin(self, learn):
+            seen.append(learn.batch[1].tolist())
+
+    stream = DataLoaders(data.train, steps_per_epoch=4)
+    learn = Learner(stream, plain(), callbacks=[Watch])
+    for _ in range(5):
+        learn.fit(1)
+    expected = []
+    for epoch in range(2):
+        data.train.set_epoch(epoch)
+        expected += [batch[1].tolist() for batch in data.train]
+    assert seen == expected
+
+
 def test_samplers_are_told_the_epoch(digit_tensors):
     x, y = digit_tensors
     told = []

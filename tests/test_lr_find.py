@@ -192,6 +192,24 @@ def test_it_stops_when_the_loss_diverges(learn):
     assert len(learn.lr_find(end_lr=1e3, num_it=60, stop_div=False).losses) == 60
 
 
+@pytest.mark.parametrize(
+    ("losses", "diverges"),
+    [
+        ([2.3] * 20 + [4.5] * 3, False),
+        ([2.3] * 20 + [4.7] * 3, True),
+        ([2.3] * 20 + [9.0] + [2.3] * 2, False),
+        ([0.0] * 10 + [-5.0] * 10 + [4.0] * 3, False),
+        ([0.0] * 10 + [-5.0] * 10 + [6.0] * 3, True),
+        ([0.02, 0.3] * 10 + [0.5] * 3, False),
+        ([0.02, 0.3] * 10 + [0.9] * 3, True),
+    ],
+)
+def test_what_counts_as_divergence(losses, diverges):
+    finder = LRFinder()
+    finder.losses = losses
+    assert finder._diverges() is diverges
+
+
 def test_a_negative_loss_does_not_stop_it(data):
     loss = nn.CrossEntropyLoss()
     learn = Learner(data, mlp(), loss_func=lambda pred, y: loss(pred, y) - 5)
@@ -249,6 +267,9 @@ def test_the_suggestion_lies_between_steepest_and_divergence():
     assert points["steepest"] < found.lr < points["divergence"]
     assert points["steepest"] == pytest.approx(3e-3, rel=0.3)
     assert points["minimum"] == pytest.approx(LRS[DESCENT.argmin()], rel=0.25)
+    bottom = DESCENT.argmin()
+    lost = DESCENT[bottom:] > DESCENT[bottom] + 0.25 * (DESCENT[0] - DESCENT[bottom])
+    assert points["divergence"] == pytest.approx(LRS[bottom + lost.argmax()], rel=0.25)
 
 
 @pytest.mark.parametrize("n", range(30))

@@ -61,8 +61,8 @@ class DataLoaders:
         """Training batches in an epoch, of the `train` that is there now."""
         return _length("train", self.train) if self._steps is None else self._steps
 
-    def reader(self, first: int, *, aside: bool = False) -> Callable[[int], Iterator[Any]]:
-        """Return a function from an epoch's number to its batches, for a run from `first` on.
+    def reader(self, *, aside: bool = False) -> Callable[[int], Iterator[Any]]:
+        """Return a function from an epoch's number to its batches, for one run.
 
         With `steps_per_epoch` given a run goes on in the stream where the last one stopped;
         `aside` reads from its beginning and leaves that place as it is.
@@ -71,13 +71,13 @@ class DataLoaders:
             return self._whole
         steps = self._steps
         if aside:
-            apart = self._endless(first)
+            apart = self._endless()
             return lambda _: itertools.islice(apart, steps)
-        return lambda epoch: self._go_on(epoch, steps)
+        return lambda _: self._go_on(steps)
 
-    def _go_on(self, epoch: int, steps: int) -> Iterator[Any]:
+    def _go_on(self, steps: int) -> Iterator[Any]:
         if self._stream is None:
-            self._stream = self._endless(epoch)
+            self._stream = self._endless()
         batch = None
         try:
             for batch in itertools.islice(self._stream, steps):
@@ -92,10 +92,10 @@ class DataLoaders:
         set_epoch(self.train, epoch)
         return iter(self.train)
 
-    def _endless(self, first: int) -> Iterator[Any]:
-        for epoch in itertools.count(first):
+    def _endless(self) -> Iterator[Any]:
+        for number in itertools.count():
             batch = None
-            for batch in self._whole(epoch):
+            for batch in self._whole(number):
                 yield batch
             if batch is None:
                 return
