@@ -1,13 +1,10 @@
-"""The Learner: owns data, model and optimizer, and runs the loop."""
+"""The Learner: owns data, model and optimizer; what a user calls."""
 
 from __future__ import annotations
 
-import math
 import os
-import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, suppress
-from functools import partial
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,15 +15,7 @@ from onecycle import batch as batches
 from onecycle import checkpoint, checks, optimizers, plot, state
 from onecycle.callback import (
     Callback,
-    Cancel,
-    CancelBatch,
-    CancelEpoch,
-    Hooks,
     as_callbacks,
-    dispatch,
-    fire,
-    fire_all,
-    note,
 )
 from onecycle.callbacks.lr_finder import LRFind, LRFinder
 from onecycle.callbacks.progress import ProgressBar
@@ -34,6 +23,7 @@ from onecycle.callbacks.recorder import Recorder
 from onecycle.callbacks.scheduler import OneCycleScheduler, ParamScheduler
 from onecycle.data.loaders import DataLoaders, as_loaders, check_loader
 from onecycle.evaluation import Evaluator, finished
+from onecycle.loop import Loop
 from onecycle.metrics import Metric, Scores, named
 from onecycle.optimizers import LR, OptFunc, Splitter
 from onecycle.schedules import Schedule, progress, scaled
@@ -121,8 +111,7 @@ class Learner:
         self.batch: Any = None
         self.pred: Any = None
         self.loss: Any = None
-        self._hooks = dispatch([])
-        self._running = False
+        self.loop = Loop()
         self._inferred: Callable[[Any, Any], Tensor] | None = None
 
     # ---- training ------------------------------------------------------------------------------
@@ -275,104 +264,12 @@ class Learner:
     def _run(
         self, epochs: range, n_epochs: int, callbacks: list[Callback], *, aside: bool = False
     ) -> None:
-        """Train the `epochs` of a plan of `n_epochs`; on_train_end fires whatever happens.
-
-        A run `aside` is a mock: it does not validate and leaves the place in a stream.
-        """
-        if self._running:
-            raise RuntimeError("a fit is running already: a callback cannot start another one")
-        hooks = dispatch(callbacks)
-        self.batches_per_epoch = self.data.steps_per_epoch
-        updates = math.ceil(self.batches_per_epoch / self.training_step.accumulate)
-        self.n_epochs, self.total_steps = n_epochs, n_epochs * updates
-        self.epoch, self.step = epochs.start, epochs.start * updates
-        # Batches are numbered over all fits, so that no two epochs have the same order.
-        first = max(len(self.recorder.history), epochs.start)
-        read = self.data.reader(aside=aside)
-        validate = self.data.valid is not None and not aside
-        self._hooks, self._running, self._inferred = hooks, True, None
-        failure: BaseException | None = None
-        with state.modes_preserved(self.model):
-            try:
-                self.fire("on_train_begin")
-                for number, epoch in enumerate(epochs, start=first):
-                    self.epoch, self.scores = epoch, {}
-                    self.model.train()
-                    body = partial(self._epoch, partial(read, number), validate)
-                    self._scope("on_epoch_begin", body, "on_epoch_end", CancelEpoch)
-            except Cancel:
-                pass
-            except BaseException as error:
-                failure = error
-                raise
-            finally:
-                self._end(hooks, failure)
-
-    def _end(self, hooks: Hooks, failure: BaseException | None) -> None:
-        """Fire on_train_end and forget the batch; an earlier failure goes before one in here."""
-        self.training_step.drop()
-        self.batch = self.pred = self.loss = None
-        try:
-            fire_all(hooks["on_train_end"], self)
-        except BaseException as error:
-            if failure is None:
-                raise
-            note(failure, f"on_train_end failed too: {error!r}")
-        finally:
-            self._hooks, self._running = dispatch([]), False
-
-    def _epoch(self, read: Callable[[], Iterator[Any]], validate: bool) -> None:
-        self.training_step.drop()
-        self.batch_index = -1
-        for self.batch_index, batch in enumerate(read()):
-            self.batch = batches.to_device(batch, self.device)
-            self.pred = self.loss = None
-            self._scope("on_batch_begin", self._train_batch, "on_batch_end", CancelBatch)
-        self._check_length(self.batch_index + 1)
-        self.training_step.flush(self)
-        if validate:
-            self._scope("on_validate_begin", self._validate, "on_validate_end", CancelBatch)
-
-    def _check_length(self, found: int) -> None:
-        if found == 0:
-            raise ValueError("data: train yielded no batch, though its length is not 0")
-        if found != self.batches_per_epoch:
-            warnings.warn(
-                f"train yielded {found} batches, its length says {self.batches_per_epoch}: the "
-                "schedule was planned for that and will not end where it should",
-                stacklevel=2,
-            )
-
-    def _train_batch(self) -> None:
-        self.training_step(self)
-
-    def _validate(self) -> None:
-        self.scores = self._score(self.data.valid, self._watch)
-
-    def _watch(self, batch: Any, pred: Any, loss: Any) -> None:
-        self.batch, self.pred, self.loss = batch, pred, loss
-        with suppress(CancelBatch):  # the batch is over already
-            self.fire("on_validate_batch_end")
-
-    def _scope(self, begin: str, body: Callable[[], None], end: str, cancel: type[Cancel]) -> None:
-        """Fire `begin`, run `body`, fire `end`; absorb a signal that is not wider than `cancel`."""
-        signal: Cancel | None = None
-        try:
-            self.fire(begin)
-            body()
-        except Cancel as raised:
-            signal = raised
-        try:
-            self.fire(end)
-        except Cancel as raised:
-            if signal is None or raised.width > signal.width:
-                signal = raised
-        if signal is not None and signal.width > cancel.width:
-            raise signal
+        self._inferred = None
+        self.loop.run(self, epochs, n_epochs, callbacks, aside=aside)
 
     def fire(self, event: str) -> None:
         """Call the hooks of `event`."""
-        fire(self._hooks[event], self)
+        self.loop.fire(event, self)
 
     @property
     def progress(self) -> float:
@@ -386,16 +283,34 @@ class Learner:
 
     def compute_loss(self, pred: Any, target: Any) -> Any:
         """Return the loss, by a function inferred from the fit's first target if none was given."""
-        if self.loss_func is None and self._inferred is None and self._running:
-            self._inferred = infer_loss(target)
-        loss_func = self.loss_func or self._inferred or infer_loss(target)
+        loss_func = self.loss_func
+        if loss_func is None:
+            loss_func = self._inferred or infer_loss(target)
+            if self.loop.running:
+                self._inferred = loss_func
         return loss_func(pred, target)
 
     # ---- evaluation: leaves no trace -----------------------------------------------------------
 
     def validate(self, dl: Iterable[Any] | None = None) -> dict[str, float]:
         """Return valid_loss and every metric over `dl` or the validation data; no callback runs."""
-        return self._score(self._loader(dl), None)
+        return self.evaluate(self._loader(dl))
+
+    def evaluate(
+        self, loader: Iterable[Any], watch: Callable[[Any, Any, Any], None] | None = None
+    ) -> dict[str, float]:
+        """Return the scores over `loader`; call watch(batch, pred, loss) for every batch."""
+        scores = Scores(self.metrics)
+
+        def take(batch: Any, target: Any, pred: Any) -> None:
+            batches.require_target(batch, target)
+            loss = check_scalar(self.compute_loss(pred, target))
+            scores.add(pred, target, loss, batches.samples(batch))
+            if watch is not None:
+                watch(batch, pred, loss)
+
+        self._evaluator(loader, take, aside=watch is None)
+        return scores.compute()
 
     def get_preds(
         self, dl: Iterable[Any] | None = None, *, activate: bool = True
@@ -452,21 +367,6 @@ class Learner:
     @property
     def _evaluator(self) -> Evaluator:
         return Evaluator(self._modules, self.device, self.training_step.autocast)
-
-    def _score(
-        self, loader: Any, watch: Callable[[Any, Any, Any], None] | None
-    ) -> dict[str, float]:
-        scores = Scores(self.metrics)
-
-        def take(batch: Any, target: Any, pred: Any) -> None:
-            batches.require_target(batch, target)
-            loss = check_scalar(self.compute_loss(pred, target))
-            scores.add(pred, target, loss, batches.samples(batch))
-            if watch is not None:
-                watch(batch, pred, loss)
-
-        self._evaluator(loader, take, aside=watch is None)
-        return scores.compute()
 
     def _loader(self, dl: Iterable[Any] | None) -> Iterable[Any]:
         loader = self.data.valid if dl is None else dl

@@ -15,7 +15,7 @@ LAYERS = [
     {"checks", "batch", "smoothing", "state", "checkpoint", "plot"},
     {"schedules", "optimizers", "metrics", "suggest", "models"},
     {"callback", "data", "evaluation"},
-    {"step"},
+    {"step", "loop"},
     {"callbacks"},
     {"learner"},
     {"__main__"},
