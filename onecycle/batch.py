@@ -134,10 +134,10 @@ def samples(batch: Any) -> int:
     3
     """
     inputs, target = split(batch)
-    lengths = [*_lengths(target), *_lengths(inputs), 1]
-    if lengths[0] == 0:
+    lengths = [*_lengths(target), *_lengths(inputs)]
+    if lengths and not any(lengths):
         raise ValueError("data: a batch without samples; leave it out")
-    return lengths[0]
+    return next(filter(None, lengths), 1)
 
 
 def _lengths(value: Any) -> Iterator[int]:
@@ -147,9 +147,34 @@ def _lengths(value: Any) -> Iterator[int]:
     elif isinstance(value, Tensor):
         if value.ndim:
             yield len(value)
+    elif isinstance(value, (tuple, list)) and _one_for_each(value):
+        yield len(value)
     elif isinstance(value, (Mapping, tuple, list)):
         for part in value.values() if isinstance(value, Mapping) else value:
             yield from _lengths(part)
+
+
+def _one_for_each(value: Any) -> bool:
+    """Tell whether a sequence has an item for each sample: mappings, or unlike tensors."""
+    if value and all(isinstance(item, Mapping) for item in value):
+        return True
+    lengths = {len(item) for item in value if isinstance(item, Tensor) and item.ndim}
+    return len(lengths) > 1
+
+
+def widened(value: Any) -> Any:
+    """Return `value` with tensors of half precision as float32.
+
+    >>> widened([torch.ones(1, dtype=torch.bfloat16)])
+    [tensor([1.])]
+    """
+    if isinstance(value, Tensor):
+        return value.float() if value.dtype in (torch.float16, torch.bfloat16) else value
+    if isinstance(value, Mapping):
+        return {key: widened(item) for key, item in value.items()}
+    if type(value) in (tuple, list):
+        return type(value)(widened(item) for item in value)
+    return value
 
 
 def concat(parts: list[Any]) -> Any:

@@ -174,11 +174,13 @@ Hooks = dict[str, tuple[Hook, ...]]
 
 
 def as_callbacks(callbacks: Any) -> list[Callback]:
-    """Return a list of callbacks from one or several, instances or classes without arguments.
+    """Return a list of callbacks from none, one or several, instances or classes.
 
     >>> as_callbacks(Callback)  # doctest: +ELLIPSIS
     [<onecycle.callback.Callback object at ...>]
     """
+    if callbacks is None:
+        return []
     single = isinstance(callbacks, (Callback, type)) or not isinstance(callbacks, Iterable)
     items = [callbacks] if single else list(callbacks)
     result = [_made(item) for item in items]

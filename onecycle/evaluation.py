@@ -79,8 +79,7 @@ class Evaluator:
 
 def finished(pred: Any, activation: Callable[[Tensor], Tensor] | None) -> Any:
     """Return predictions on the CPU, at least single precision, a tensor also activated."""
+    pred = batches.widened(pred)
     if isinstance(pred, Tensor):
-        if pred.dtype in (torch.float16, torch.bfloat16):
-            pred = pred.float()
         return (activation(pred) if activation else pred).cpu()
     return batches.to_device(pred, torch.device("cpu"))

@@ -36,7 +36,7 @@ class Learner:
     Args:
         data: `DataLoaders`, or a pair (train, valid) of iterables of batches; valid may be None. A
             batch is (inputs, target), (input, input, target) or a mapping with the target under
-            "target", "label" or "y".
+            "target", "targets", "label", "labels" or "y".
         model: it is moved to `device`.
         loss_func: (pred, target) -> scalar tensor. None takes cross entropy for integer targets and
             the mean squared error for floats.
@@ -86,6 +86,8 @@ class Learner:
     ) -> None:
         if not isinstance(model, nn.Module):
             raise TypeError(f"model must be a torch.nn.Module, got {model!r}")
+        if any(nn.parameter.is_lazy(p) for p in model.parameters()):
+            raise ValueError("model has lazy parameters: run one batch through it first")
         if loss_func is not None and not callable(loss_func):
             raise TypeError(f"loss_func must be a function of (pred, target), got {loss_func!r}")
         if isinstance(loss_func, type):
@@ -305,7 +307,7 @@ class Learner:
         def take(batch: Any, target: Any, pred: Any) -> None:
             batches.require_target(batch, target)
             loss = check_scalar(self.compute_loss(pred, target))
-            scores.add(pred, target, loss, batches.samples(batch))
+            scores.add(batches.widened(pred), target, loss, batches.samples(batch))
             if watch is not None:
                 watch(batch, pred, loss)
 
@@ -380,7 +382,7 @@ class Learner:
         if loss_func is None:
             with self._evaluator.kept(self.data.train):
                 batch = batches.to_device(next(iter(self.data.train)), self.device)
-            loss_func = infer_loss(batches.split(batch)[1])
+            loss_func = self._inferred = infer_loss(batches.split(batch)[1])
         return activation(loss_func)
 
     @property

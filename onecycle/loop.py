@@ -86,10 +86,12 @@ class Loop:
 
     def _end(self, learn: Learner, failure: BaseException | None) -> None:
         """Forget the batch and fire on_train_end; an earlier failure goes before one in there."""
-        learn.training_step.drop()
         learn.batch = learn.pred = learn.loss = None
         try:
-            fire_all(self.hooks["on_train_end"], learn)
+            try:
+                learn.training_step.drop()
+            finally:
+                fire_all(self.hooks["on_train_end"], learn)
         except BaseException as error:
             if failure is None:
                 raise

@@ -36,7 +36,8 @@ def build(
         opt_func: a torch optimizer class, a factory that takes parameter groups, or a finished
             optimizer, which is used as it is.
         wd: weight decay of everything but biases and norm layers, which have none. A
-            `weight_decay` set by the factory wins; None takes the optimizer's default.
+            `weight_decay` set by the factory wins, unless a function sets the very default of the
+            class, which cannot be told apart; None takes the optimizer's default.
         splitter: model -> one list of parameters for each layer group; None makes one group.
 
     Raises:

@@ -8,22 +8,29 @@ that points at them notices.
 """
 
 import random
-from collections import deque
+from collections import Counter, OrderedDict, defaultdict, deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from copy import copy
 from functools import partial
+from itertools import chain
+from operator import is_
+from types import ModuleType
 from typing import Any, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.utils.data import DataLoader
 
 Restore = Callable[[], None]
-LOADER_PARTS = ("sampler", "batch_sampler", "dataset", "generator")
-DEPTH = 3  # how far below a part a generator is looked for: data set, transform, its generator
+LOADER_PARTS = ("sampler", "batch_sampler", "dataset", "datasets", "loader", "dl", "generator")
+DEPTH = 4  # a generator is looked for in a data set, its transforms, one of them, its attributes
+FEW = 100  # a longer list holds data, not transforms
+SMALL = 1 << 24  # bytes of an array that is copied
 GENERATORS = (torch.Generator, random.Random, np.random.Generator, np.random.RandomState)
-CONTAINERS = (list, dict, set, deque)
+# By exact type: to copy a subclass may mean to iterate it, and it may be a loader.
+CONTAINERS = (list, dict, set, deque, OrderedDict, defaultdict, Counter)
 
 
 class Stateful(Protocol):
@@ -68,7 +75,7 @@ def looked_at(modules: Sequence[nn.Module], loader: Any) -> Iterator[None]:
     with ExitStack() as stack:
         stack.callback(_generators(loader, *modules))
         for model in modules:
-            stack.callback(_tensors(_unlearned(model)))
+            stack.callback(_tensors(_unlearned(model), compare=True))
             stack.callback(_modules(model))
         stack.callback(_loader(loader))
         yield
@@ -103,22 +110,28 @@ def modes_preserved(model: nn.Module) -> Iterator[None]:
             module.training = training
 
 
-def _tensors(tensors: list[Tensor]) -> Restore:
-    # A tensor that was expanded over its own memory cannot be written in place, by nobody.
-    saved = [(tensor, tensor.detach().clone()) for tensor in tensors if not _expanded(tensor)]
+def _tensors(tensors: list[Tensor], *, compare: bool = False) -> Restore:
+    """The values of `tensors`; with `compare` one that has not changed is not written to.
+
+    A write between forward and backward, though of the same bits, would be refused by autograd.
+    """
+    saved = [(tensor, tensor.detach().clone()) for tensor in tensors if _writable(tensor)]
 
     def restore() -> None:
         with torch.no_grad():
             for tensor, value in saved:
-                tensor.copy_(value)
+                if not (compare and torch.equal(tensor, value)):
+                    tensor.copy_(value)
 
     return restore
 
 
-def _expanded(tensor: Tensor) -> bool:
-    return any(
-        step == 0 and length > 1 for step, length in zip(tensor.stride(), tensor.shape, strict=True)
-    )
+def _writable(tensor: Tensor) -> bool:
+    """Tell whether anything can write into `tensor` in place; else it cannot have changed."""
+    if tensor.is_inference() or tensor.is_nested or tensor.layout is not torch.strided:
+        return False
+    over_itself = zip(tensor.stride(), tensor.shape, strict=True)
+    return not any(step == 0 and length > 1 for step, length in over_itself)
 
 
 def _gradients(model: nn.Module) -> Restore:
@@ -146,33 +159,59 @@ def _modules(model: nn.Module) -> Restore:
 
 
 def _unlearned(model: nn.Module) -> list[Tensor]:
-    """Buffers, and tensors that a module keeps as plain attributes, which no state_dict knows."""
-    values = [value for module in model.modules() for value in vars(module).values()]
-    return [*model.buffers(), *(value for value in values if isinstance(value, Tensor))]
+    """Buffers, and tensors among a module's attributes, which no state_dict knows."""
+    found = list(model.buffers())
+    for module in model.modules():
+        for name, value in vars(module).items():
+            inside = _items(value) if name not in ("_parameters", "_buffers") else []
+            found += [item for item in (value, *inside) if isinstance(item, Tensor)]
+    return found
+
+
+def _items(value: Any) -> list[Any]:
+    """The items of a short list, tuple or dict."""
+    if type(value) not in (*CONTAINERS, tuple) or len(value) > FEW:
+        return []
+    return list(value.values() if isinstance(value, dict) else value)
 
 
 def _attributes(owner: Any) -> Restore:
-    """Which value each attribute of `owner` names, and what is in its lists, dicts and sets."""
+    """Which value each attribute of `owner` names, and what is in its containers and arrays."""
     current = vars(owner)
     saved = dict(current)
     contents = {name: copy(v) for name, v in saved.items() if type(v) in CONTAINERS}
+    arrays = {name: v.copy() for name, v in saved.items() if _small_array(v)}
 
     def restore() -> None:
         current.clear()
         current.update(saved)
         for name, content in contents.items():
             _refill(saved[name], content)
+        for name, array in arrays.items():
+            saved[name][...] = array
 
     return restore
 
 
+def _small_array(value: Any) -> bool:
+    return type(value) is np.ndarray and value.flags.writeable and value.nbytes <= SMALL
+
+
 def _refill(container: Any, content: Any) -> None:
-    """Put `content` back into the very same container."""
+    """Put `content` back into the very same container, if anything in it is another."""
+    if len(container) == len(content) and all(map(is_, _flat(container), _flat(content))):
+        return
     container.clear()
     if isinstance(container, (dict, set)):
         container.update(content)
     else:
         container.extend(content)
+
+
+def _flat(container: Any) -> Iterator[Any]:
+    if isinstance(container, dict):
+        return chain.from_iterable(container.items())
+    return iter(container)
 
 
 def _optimizer(opt: torch.optim.Optimizer) -> Restore:
@@ -213,9 +252,10 @@ def _stateful(step: Stateful) -> Restore:
 
 def _loader(loader: Any) -> Restore:
     """The loader's place and counters; running workers are kept aside, not used."""
-    restores = [_attributes(part) for part in _parts(loader) if hasattr(part, "__dict__")]
-    if getattr(loader, "_iterator", None) is not None:
-        vars(loader)["_iterator"] = None
+    restores = [_attributes(part) for part in parts(loader) if hasattr(part, "__dict__")]
+    for part in parts(loader):
+        if isinstance(part, DataLoader) and part._iterator is not None:  # noqa: SLF001 - no public way
+            vars(part)["_iterator"] = None
 
     def restore() -> None:
         for put_back in restores:
@@ -224,24 +264,34 @@ def _loader(loader: Any) -> Restore:
     return restore
 
 
-def _parts(loader: Any) -> list[Any]:
-    """The loader and what hangs on it: samplers, data set, generator, each once."""
-    found: list[Any] = []
+def parts(loader: Any) -> list[Any]:
+    """Return the loader and what hangs on it: samplers, data sets, generator, each once."""
+    found: dict[int, Any] = {}
     waiting = [loader]
     while waiting:
         part = waiting.pop()
-        if part is not None and not any(part is known for known in found):
-            found.append(part)
-            waiting += [getattr(part, name, None) for name in LOADER_PARTS]
-    return found
+        if part is not None and id(part) not in found:
+            found[id(part)] = part
+            for name in LOADER_PARTS:
+                held = _held(part, name)
+                waiting += _items(held) if type(held) in (list, tuple) else [held]
+    return list(found.values())
+
+
+def _held(part: Any, name: str) -> Any:
+    """Return an attribute, None where there is none or where a property fails."""
+    try:
+        return getattr(part, name, None)
+    except Exception:  # noqa: BLE001 - whatever a user's property raises, it is no part then
+        return None
 
 
 def _generators(loader: Any, *modules: nn.Module) -> Restore:
     """The global generators, and every one held by a part of the loader or by a module."""
-    held = [part for model in modules for part in model.modules()]
     found: dict[int, Any] = {}
-    for part in [*_parts(loader), *held]:
-        _search(part, DEPTH, found)
+    seen: dict[int, int] = {}
+    for part in [*parts(loader), *(m for model in modules for m in model.modules())]:
+        _search(part, DEPTH, found, seen)
     restores = [_torch_rng(), _numpy_rng(), _python_rng(), *map(_generator, found.values())]
 
     def restore() -> None:
@@ -251,17 +301,15 @@ def _generators(loader: Any, *modules: nn.Module) -> Restore:
     return restore
 
 
-def _search(value: Any, depth: int, found: dict[int, Any]) -> None:
+def _search(value: Any, depth: int, found: dict[int, Any], seen: dict[int, int]) -> None:
     """Gather the generators that `value` is or holds, a few attributes deep."""
     if isinstance(value, GENERATORS):
         found[id(value)] = value
-    # Not a subclass, which may be a loader: to iterate it would be to read it.
-    elif depth and type(value) in (list, tuple) and len(value) < 100:
-        for item in value:
-            _search(item, depth - 1, found)
-    elif depth and hasattr(value, "__dict__") and not isinstance(value, (Tensor, type)):
-        for item in list(vars(value).values()):
-            _search(item, depth - 1, found)
+    elif seen.get(id(value), 0) < depth and not isinstance(value, (Tensor, type, ModuleType)):
+        seen[id(value)] = depth
+        inside = vars(value).values() if hasattr(value, "__dict__") else _items(value)
+        for item in list(inside):
+            _search(item, depth - 1, found, seen)
 
 
 def _generator(value: Any) -> Restore:
@@ -274,10 +322,8 @@ def _generator(value: Any) -> Restore:
     if isinstance(value, np.random.Generator):
         bits = value.bit_generator.state
         return lambda: setattr(value.bit_generator, "state", bits)
-    if isinstance(value, np.random.RandomState):
-        legacy = value.get_state()
-        return lambda: value.set_state(legacy)
-    return lambda: None
+    legacy = value.get_state()
+    return lambda: value.set_state(legacy)
 
 
 def _set_generator(generator: torch.Generator, state: Tensor) -> None:

@@ -431,3 +431,7 @@ def test_one_axes_for_two_pictures(learn):
 
     learn.fit(1)
     refused(lambda: learn.recorder.plot_lr(show_moms=True, ax=plt.gca()), "ax must be a pair")
+
+
+def test_a_lazy_model(data):
+    refused(lambda: Learner(data, nn.LazyLinear(10)), "model has lazy parameters")

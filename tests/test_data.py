@@ -212,9 +212,21 @@ X, Y = torch.zeros(3, 2), torch.zeros(3)
 PACKED = pack_sequence([torch.zeros(n, 2) for n in (4, 3, 2)])
 
 
+BOXES = [{"boxes": torch.zeros(n, 4)} for n in (0, 2, 5)]
+
+
 @pytest.mark.parametrize(
     "batch",
-    [(X, Y), [X, X, Y], {"scale": torch.tensor(1.0), "x": X, "y": Y}, (X,), X, (PACKED,)],
+    [
+        ([X[0]] * 3, BOXES),
+        (X, [torch.zeros(n) for n in (4, 1, 2)]),
+        (X, Y),
+        [X, X, Y],
+        {"scale": torch.tensor(1.0), "x": X, "y": Y},
+        (X,),
+        X,
+        (PACKED,),
+    ],
 )
 def test_samples_are_counted(batch):
     assert samples(batch) == 3

@@ -323,3 +323,18 @@ def test_a_callback_class_that_needs_arguments_is_asked_for_by_instance():
 
     with pytest.raises(TypeError, match=r"callbacks: give an instance.*bound"):
         as_callbacks([Needs])
+
+
+def test_a_failure_while_ending_goes_after_the_first_and_locks_nothing(tiny):
+    class Breaks(Callback):
+        def on_loss_begin(self, learn):
+            learn.opt.zero_grad = None
+            raise KeyError("mine")
+
+    log = Log()
+    learn = Learner(tiny, plain())
+    with pytest.raises(KeyError, match="mine"):
+        learn.fit(1, callbacks=[Breaks, log])
+    assert log.events[-1] == "on_train_end"
+    del learn.opt.zero_grad
+    learn.fit(1)

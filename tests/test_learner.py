@@ -731,3 +731,37 @@ def test_a_saved_file_has_the_mode_of_any_file(learn, tmp_path):
     (tmp_path / "plain").touch()
     path = learn.save(tmp_path / "a.pt")
     assert path.stat().st_mode == (tmp_path / "plain").stat().st_mode
+
+
+def test_validation_data_need_no_length(data):
+    learn = Learner((data.train, DataLoader(Stream(list(data.valid)), batch_size=None)), plain())
+    learn.fit(1)
+    assert learn.validate()["valid_loss"] == learn.scores["valid_loss"]
+
+
+def test_what_is_read_once_may_be_a_generator(learn, data):
+    preds, _ = learn.get_preds(batch for batch in data.valid)
+    assert torch.equal(preds, learn.get_preds()[0])
+
+
+def test_a_sampler_in_a_batch_sampler_is_told_the_epoch(digit_tensors):
+    x, y = digit_tensors
+    dataset = TensorDataset(x[:60], y[:60])
+    sampler = torch.utils.data.DistributedSampler(dataset, num_replicas=1, rank=0)
+    batches = torch.utils.data.BatchSampler(sampler, 30, drop_last=False)
+    learn = Learner((DataLoader(dataset, batch_sampler=batches), None), plain())
+    learn.fit(3)
+    assert sampler.epoch == 2
+
+
+def test_metrics_get_single_precision(data):
+    def of_numpy(pred, target):
+        return float((pred.numpy().argmax(1) == target.numpy()).mean())
+
+    learn = Learner(data, plain(), precision="bf16", metrics=[of_numpy, accuracy])
+    scores = learn.validate()
+    assert scores["of_numpy"] == pytest.approx(scores["accuracy"])
+
+
+def test_no_callbacks_may_be_none(data):
+    Learner(data, plain(), callbacks=None).fit(1, callbacks=None)

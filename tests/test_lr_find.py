@@ -4,13 +4,14 @@ import copy
 import math
 import pickle
 import random
+from collections import Counter
 
 import numpy as np
 import pytest
 import torch
 from helpers import Log, everything, mlp, same, sgd, weights
 from torch import nn
-from torch.utils.data import DataLoader, Dataset, TensorDataset
+from torch.utils.data import ConcatDataset, DataLoader, Dataset, TensorDataset
 
 from onecycle import Callback, DataLoaders, Learner, LRFind, LRFinder
 from onecycle.suggest import suggest
@@ -363,6 +364,38 @@ class Transformed(Noisy):
         return self.transform(self.x[i]).float(), self.y[i]
 
 
+class ShuffledArray(ShuffledInPlace):
+    def __init__(self, batches):
+        super().__init__(batches)
+        self.order = np.arange(len(batches))
+
+    def __iter__(self):
+        np.random.shuffle(self.order)
+        return (self[i] for i in self.order)
+
+
+class Wrapper:
+    def __init__(self, loader):
+        self.loader = loader
+
+    def __len__(self):
+        return len(self.loader)
+
+    def __iter__(self):
+        yield from self.loader
+
+
+class ByName(Transformed):
+    def __init__(self, x, y):
+        super().__init__(x, y)
+        self.transforms = {"train": Jitter()}
+        self.transform = self.transforms["train"]
+        del self.transform
+
+    def __getitem__(self, i):
+        return self.transforms["train"](self.x[i]).float(), self.y[i]
+
+
 class CentredLoss(nn.CrossEntropyLoss):
     def __init__(self):
         super().__init__()
@@ -373,18 +406,27 @@ class CentredLoss(nn.CrossEntropyLoss):
         return super().forward(pred - self.centre, target)
 
 
-HIDDEN = ["loader", "module", "transform", "loss"]
+HIDDEN = ["loader", "array", "wrapper", "module", "transform", "by name", "concat", "loss"]
 
 
 def hiding(digit_tensors, where):
     torch.manual_seed(3)
     random.seed(3)
+    np.random.seed(3)
     x, y = (part[:300] for part in digit_tensors)
     train = list(zip(x.split(30), y.split(30), strict=True))
     if where == "loader":
         train = ShuffledInPlace(train)
+    if where == "array":
+        train = ShuffledArray(train)
+    if where == "wrapper":
+        train = Wrapper(ShuffledInPlace(train))
     if where == "transform":
         train = DataLoader(Transformed(x, y), 30)
+    if where == "by name":
+        train = DataLoader(ByName(x, y), 30)
+    if where == "concat":
+        train = DataLoader(ConcatDataset([Transformed(x[:150], y[:150]), Noisy(x, y)]), 30)
     model = OwnGenerator() if where == "module" else mlp()
     return Learner((train, None), model, loss_func=CentredLoss() if where == "loss" else None)
 
@@ -431,3 +473,76 @@ def test_a_noisy_curve_is_drawn_as_it_was_judged():
     found = [LRFind(LRS, DESCENT + scale * noise) for scale in (0.0, 2.0)]
     assert [r.suggestion.width for r in found] == [0.12, 0.3]
     assert np.abs(np.diff(found[1].smoothed[:50])).max() < 0.5
+
+
+def test_gradients_of_what_is_not_trained_stay_as_they_are(data):
+    model = mlp()
+    head = torch.optim.SGD(model[4].parameters(), lr=0.1)
+    learn = Learner(data, model, opt_func=head)
+    model[0].weight.grad = torch.ones_like(model[0].weight)
+    learn.lr_find(num_it=10)
+    assert (model[0].weight.grad == 1).all()
+
+
+class Odd(nn.Module):
+    """Attributes that no snapshot can write to, and containers that change."""
+
+    def __init__(self):
+        super().__init__()
+        self.net = mlp()
+        self.sparse = torch.eye(3).to_sparse_csr()
+        self.nested = torch.nested.nested_tensor([torch.ones(2), torch.ones(3)])
+        self.counter, self.stats = Counter(), {"mean": torch.zeros(64)}
+        with torch.inference_mode():
+            self.cached = torch.ones(2)
+
+    def forward(self, x):
+        self.counter["calls"] += 1
+        self.stats["mean"] += x.mean(0)
+        return self.net(x)
+
+
+@pytest.mark.parametrize("call", ["lr_find", "validate", "get_preds"])
+@pytest.mark.filterwarnings("ignore:.*(Sparse|nested|strided layout)")
+def test_odd_attributes_do_no_harm_and_come_back(data, call):
+    learn = Learner(data, Odd())
+    getattr(learn, call)()
+    assert learn.model.counter == Counter()
+    assert learn.model.stats["mean"].sum() == 0
+
+
+@pytest.mark.parametrize("event", ["on_loss_begin", "on_backward_begin"])
+def test_a_look_between_forward_and_backward_does_no_harm(data, event):
+    runs = []
+    for look in (True, False):
+        torch.manual_seed(0)
+        peek = type("Peek", (Callback,), {event: lambda self, learn: learn.validate()})
+        learn = Learner(data, mlp())
+        learn.fit(1, callbacks=[peek] if look else [])
+        runs.append(weights(learn))
+    assert same(*runs)
+
+
+class Awkward(list):
+    """A loader with an iterator of its own and a property that fails."""
+
+    _iterator = None
+
+    @property
+    def sampler(self):
+        raise RuntimeError("no sampler here")
+
+    def __iter__(self):
+        self._iterator = super().__iter__()
+        return self
+
+    def __next__(self):
+        return next(self._iterator)
+
+
+def test_an_awkward_loader_is_a_loader(data):
+    learn = Learner((Awkward(data.train), None), mlp())
+    learn.fit(1)
+    learn.lr_find(num_it=12)
+    learn.fit(1)
+    assert len(learn.recorder.losses) == 20

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, IterableDataset
 
-from onecycle import checks
+from onecycle import checks, state
 from onecycle.data.in_memory import InMemoryLoader
 
 
@@ -42,15 +42,15 @@ class DataLoaders:
         *,
         steps_per_epoch: int | None = None,
     ) -> None:
-        check_loader("train", train)
+        check_loader("train", train, again=True)
         if valid is not None:
-            check_loader("valid", valid)
+            check_loader("valid", valid, again=True)
         if steps_per_epoch is None:
             _length("train", train)
         else:
             checks.integer("steps_per_epoch", steps_per_epoch)
-        if valid is not None and hasattr(valid, "__len__"):
-            _length("valid", valid)
+        if valid is not None and _is_empty(valid):
+            raise ValueError("valid is empty: it must yield at least one batch, or be None")
         self.train = train
         self.valid = valid
         self._steps = steps_per_epoch
@@ -164,8 +164,7 @@ def as_loaders(data: Any) -> DataLoaders:
 
 def set_epoch(loader: Any, epoch: int) -> None:
     """Tell the loader, its samplers and its data set the epoch, where they want to know it."""
-    parts = (loader, *(getattr(loader, n, None) for n in ("sampler", "batch_sampler", "dataset")))
-    for part in parts:
+    for part in state.parts(loader):
         if hasattr(part, "set_epoch"):
             part.set_epoch(epoch)
 
@@ -189,8 +188,16 @@ def _length(name: str, data: Iterable[Any]) -> int:
     return length
 
 
-def check_loader(name: str, data: Any) -> None:
-    """Refuse what is no iterable of batches, or can be read only once, and say what to give."""
+def _is_empty(data: Iterable[Any]) -> bool:
+    """Tell whether `data` says that it has no batch; one that does not know its length may have."""
+    try:
+        return len(data) == 0  # type: ignore[arg-type]
+    except TypeError:
+        return False
+
+
+def check_loader(name: str, data: Any, *, again: bool = False) -> None:
+    """Refuse what is no iterable of batches, or not one for `again` and again; say what to give."""
     pair = isinstance(data, tuple) and len(data) > 0 and _is_array(data[0])
     if isinstance(data, (Tensor, np.ndarray, str)) or hasattr(data, "to_numpy") or pair:
         kind = "a pair of arrays" if pair else f"one {type(data).__name__}"
@@ -204,7 +211,8 @@ def check_loader(name: str, data: Any) -> None:
         )
     if not isinstance(data, Iterable) and not hasattr(data, "__getitem__"):
         raise TypeError(f"{name} must be an iterable of batches, got {data!r}")
-    if isinstance(data, Iterator):
+    # A class of the user's may start anew in __iter__ and return itself; a generator cannot.
+    if again and isinstance(data, Iterator) and type(data).__module__ in ("builtins", "itertools"):
         raise TypeError(
             f"{name} can be read only once ({type(data).__name__}): give a list, a DataLoader "
             "or an object whose __iter__ starts anew"
