@@ -94,3 +94,7 @@ def _equal(a, b):
 def weights(learn):
     """Parameters, buffers and optimizer state."""
     return copy.deepcopy([learn.model.state_dict(), learn.opt.state_dict()])
+
+
+def split_in_two(model):
+    return [list(model[0].parameters()) + list(model[1].parameters()), list(model[4].parameters())]

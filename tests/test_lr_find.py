@@ -13,8 +13,7 @@ from helpers import Log, everything, mlp, same, sgd, weights
 from torch import nn
 from torch.utils.data import ConcatDataset, DataLoader, Dataset, TensorDataset
 
-from onecycle import Callback, DataLoaders, Learner, LRFind, LRFinder
-from onecycle.suggest import suggest
+from onecycle import Callback, DataLoaders, Learner, LRFinder
 
 OPTIMIZERS = {"sgd": sgd, "adamw": torch.optim.AdamW}
 LOADERS = ["in_memory", "torch", "own_generator"]
@@ -252,67 +251,6 @@ def test_a_trained_model_gives_no_signal_and_fit_says_why(digit_tensors):
         learn.fit_one_cycle(1, found)
 
 
-LRS = np.logspace(-7, 1, 100)
-DESCENT = 2.3 - 2.0 / (1 + (3e-3 / LRS) ** 1.5) + np.minimum(LRS / 0.3, 10) ** 2
-
-
-@pytest.mark.parametrize("scale", [1e-3, 1.0, 1e3])
-@pytest.mark.parametrize("shift", [0.0, -10.0])
-def test_the_suggestion_does_not_depend_on_scale_and_sign_of_the_loss(scale, shift):
-    assert suggest(LRS, scale * (DESCENT + shift)).lr == pytest.approx(suggest(LRS, DESCENT).lr)
-
-
-def test_the_suggestion_lies_between_steepest_and_divergence():
-    found = suggest(LRS, DESCENT)
-    points = found.points
-    assert points["steepest"] < found.lr < points["divergence"]
-    assert points["steepest"] == pytest.approx(3e-3, rel=0.3)
-    assert points["minimum"] == pytest.approx(LRS[DESCENT.argmin()], rel=0.25)
-    bottom = DESCENT.argmin()
-    lost = DESCENT[bottom:] > DESCENT[bottom] + 0.25 * (DESCENT[0] - DESCENT[bottom])
-    assert points["divergence"] == pytest.approx(LRS[bottom + lost.argmax()], rel=0.25)
-
-
-@pytest.mark.parametrize("n", range(30))
-def test_a_short_curve_never_raises(n):
-    assert suggest(LRS[:n], DESCENT[:n]).confidence in ("high", "low", "none")
-    assert np.isnan(LRFind(LRS[:n], DESCENT[:n])) or n >= 10
-
-
-@pytest.mark.parametrize("curve", [np.full(100, 2.3), np.linspace(1, 3, 100), np.full(100, np.nan)])
-def test_a_curve_that_does_not_fall_has_no_suggestion(curve):
-    found = LRFind(LRS, curve)
-    assert (found.confidence, math.isnan(found)) == ("none", True)
-    assert found.reason in repr(found)
-
-
-def test_noise_without_descent_has_no_suggestion():
-    noise = np.random.default_rng(0)
-    answers = [suggest(LRS, noise.standard_normal(100)).confidence for _ in range(200)]
-    assert answers.count("none") > 180
-    assert answers.count("high") <= 2
-
-
-def test_a_noisy_descent_is_found_and_ripples_before_it_do_not_count():
-    noise = np.random.default_rng(0)
-    found = [suggest(LRS, DESCENT + 0.4 * noise.standard_normal(100)) for _ in range(200)]
-    assert np.mean([answer.confidence == "none" for answer in found]) < 0.05
-    lrs = np.array([answer.lr for answer in found if answer.confidence != "none"])
-    assert np.mean((lrs > 5e-3) & (lrs < 0.2)) > 0.95
-
-
-def test_losses_that_end_before_they_fall_point_at_the_data():
-    found = suggest(LRS, np.where(LRS < 1e-4, 2.3, np.nan))
-    assert "stops being finite at 9" in found.reason
-    assert "check the data" in found.reason
-
-
-def test_a_sweep_that_ends_before_divergence_says_so():
-    found = suggest(LRS[:70], DESCENT[:70])
-    assert found.confidence == "low"
-    assert "raise end_lr" in found.reason
-
-
 def test_tensor_dataset_is_fine(digit_tensors):
     x, y = digit_tensors
     loader = DataLoader(TensorDataset(x[:120], y[:120]), batch_size=30, shuffle=True)
@@ -462,17 +400,6 @@ def test_a_rate_that_is_a_tensor_stays_the_users(data):
     learn.lr_find(num_it=10)
     assert opt.param_groups[0]["lr"] is rate
     assert rate.item() == pytest.approx(0.01)
-
-
-def test_rates_that_do_not_rise_are_no_sweep():
-    assert suggest([0.1] * 12, range(12, 0, -1)).reason == "the learning rates do not rise"
-
-
-def test_a_noisy_curve_is_drawn_as_it_was_judged():
-    noise = np.random.default_rng(1).standard_normal(100)
-    found = [LRFind(LRS, DESCENT + scale * noise) for scale in (0.0, 2.0)]
-    assert [r.suggestion.width for r in found] == [0.12, 0.3]
-    assert np.abs(np.diff(found[1].smoothed[:50])).max() < 0.5
 
 
 def test_gradients_of_what_is_not_trained_stay_as_they_are(data):
