@@ -378,7 +378,7 @@ class Learner:
         return loader
 
     def _activation(self) -> Callable[[Tensor], Tensor] | None:
-        loss_func = self.loss_func or self._inferred
+        loss_func = self._inferred if self.loss_func is None else self.loss_func
         if loss_func is None:
             with self._evaluator.kept(self.data.train):
                 batch = batches.to_device(next(iter(self.data.train)), self.device)

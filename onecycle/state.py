@@ -3,8 +3,8 @@
 What a snapshot holds: parameters, buffers (persistent or not), gradients, training modes and plain
 attributes of every module; the optimizer's state and hyper-parameters; the gradient scaler; the
 random number generators of torch, cuda, mps, numpy and Python and those a loader, its samplers or
-its data set hold; the loaders' own attributes. Restoring writes into the same tensors, so nothing
-that points at them notices.
+its data set hold; the loaders' own attributes. Tensors of the model are restored in place, so
+nothing that points at them notices.
 """
 
 import random
