@@ -172,8 +172,9 @@ def one_cycle(
         three_phase: Smith's original shape instead of the two phases.
         total_steps: T, at least 1. The peak falls on step a exactly; a is kept within 1 .. T-2 so
             that the first step has the first value, one step the peak and the last step the last
-            value. Two steps are the first value and the peak, one step is the first value. None
-            puts the peak at pct_start of a continuous progress.
+            value. Two steps are the first value and the peak, one step is the first value. Three
+            phases need four steps for all of that; in three they end where they began. None puts
+            the peak at pct_start of a continuous progress.
 
     Raises:
         ValueError, TypeError: an argument outside of its range or of the wrong type.

@@ -90,6 +90,10 @@ def test_one_and_two_steps_are_the_beginning_of_a_cycle(three_phase):
     assert sample(cycles[1], 2) == [0.04, 1.0]
 
 
+def test_three_phases_in_three_steps_end_where_they_began():
+    assert sample(one_cycle(1.0, three_phase=True, total_steps=3), 3) == [0.04, 1.0, 0.04]
+
+
 @given(st.integers(3, 500), st.floats(0, 1))
 def test_momentum_mirrors_the_rate(T, pct_start):
     moms = sample(one_cycle_momentum((0.95, 0.85), pct_start=pct_start, total_steps=T), T)
