@@ -1,7 +1,6 @@
 """The file around a state: written whole or not at all, read without running code."""
 
 import os
-import uuid
 from pathlib import Path
 from typing import Any
 
@@ -9,34 +8,18 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from onecycle import files
+
 FORMAT = 1
 
 
 def save(path: str | os.PathLike[str], state: dict[str, Any]) -> Path:
-    """Write `state` to `path` atomically and return the path; a missing folder is made.
-
-    The bytes go to a temporary file beside the target, reach the disk, and only then take its name,
-    so a crash leaves either the old file or the new one.
+    """Write `state` to `path`, whole or not at all, and return the path; a missing folder is made.
 
     Raises:
         OSError: the file cannot be written; what was there before is still there.
     """
-    path = Path(path)
-    if path.is_dir():
-        raise IsADirectoryError(f"path: {str(path)!r} is a folder, give the name of a file")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
-    try:
-        with temporary.open("xb") as file:
-            torch.save({"format": FORMAT, **state}, file)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    _sync_folder(path.parent)
-    return path
+    return files.write(path, lambda file: torch.save({"format": FORMAT, **state}, file))
 
 
 def load(path: str | os.PathLike[str]) -> dict[str, Any]:
@@ -126,14 +109,3 @@ def first_difference(wanted: dict[str, Any], found: dict[str, Any]) -> str | Non
             return f"{name!r} is {here} in the model and {there} in the file"
     extra = next((name for name in found if name not in wanted), None)
     return None if extra is None else f"{extra!r} is in the file and not in the model"
-
-
-def _sync_folder(folder: Path) -> None:
-    """Make the new name last; Windows cannot open a folder and does without."""
-    if os.name == "nt":
-        return
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

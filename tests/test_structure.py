@@ -12,8 +12,8 @@ import onecycle
 
 PACKAGE = Path(onecycle.__file__).parent
 LAYERS = [
-    {"checks", "batch", "smoothing", "state", "checkpoint", "plot"},
-    {"schedules", "optimizers", "metrics", "suggest", "models"},
+    {"checks", "batch", "smoothing", "state", "files", "plot"},
+    {"schedules", "optimizers", "metrics", "suggest", "models", "checkpoint"},
     {"callback", "data", "evaluation"},
     {"step", "loop"},
     {"callbacks"},
