@@ -244,7 +244,7 @@ OTHERS = [
     ("channels", lambda: models.simple_cnn((3, 0))),
     ("width", lambda: models.resnet9(width=1.5)),
     ("start", lambda: schedules.exponential(0.0, 1.0)),
-    ("power", lambda: schedules.polynomial(1.0, 0.0, power=0)),
+    ("power", lambda: schedules.poly(1.0, 0.0, power=0)),
     ("total_steps", lambda: schedules.one_cycle(1.0, total_steps=0)),
     ("schedules", lambda: ParamScheduler(0.1)),
     ("schedules", lambda: ParamScheduler({"lr": 0.1 + 0j})),

@@ -21,7 +21,7 @@ LAYERS = [
     {"__main__"},
 ]
 # A package's parts may know each other; files of callbacks may not.
-FAMILIES = {"data"}
+FAMILIES = {"data", "schedules"}
 
 
 def modules():

@@ -1,149 +1,11 @@
-"""Schedules: pure functions from progress (0 at the first step, 1 at the last) to a value.
-
-A schedule is any `Callable[[float], float]`. It keeps no state: the value at a step is computed
-from the step, so a run that is resumed or split sees the same numbers as one that is not. Every
-builder here returns exactly its first value at progress 0 and exactly its last at 1, with no
-rounding at the ends.
-
-The grid: step t of T steps (t = 0 .. T-1) has progress t / (T-1). The first batch trains at the
-first value and the last batch at the last one, as in `torch.optim.lr_scheduler.OneCycleLR`.
-"""
-
-import math
-from bisect import bisect_right
-from collections.abc import Callable, Sequence
+"""The 1cycle policy: learning rate up and down once, momentum down and up."""
 
 from onecycle import checks
-
-Schedule = Callable[[float], float]
-
-
-def progress(step: int, total_steps: int) -> float:
-    """Return how far step `step` of `total_steps` is: 0 at the first, 1 at the last and ever after.
-
-    >>> [progress(t, 5) for t in range(6)]
-    [0.0, 0.25, 0.5, 0.75, 1.0, 1.0]
-    """
-    return min(1.0, step / (total_steps - 1)) if total_steps > 1 else float(step > 0)
-
-
-def sample(schedule: Schedule, total_steps: int) -> list[float]:
-    """Return the value of `schedule` at each of `total_steps` steps.
-
-    >>> sample(linear(1.0, 0.0), 5)
-    [1.0, 0.75, 0.5, 0.25, 0.0]
-    """
-    return [schedule(progress(t, total_steps)) for t in range(total_steps)]
-
-
-def constant(value: float) -> Schedule:
-    """Return p -> `value`.
-
-    >>> constant(0.1)(0.7)
-    0.1
-    """
-    return lambda _: value
-
-
-def linear(start: float, end: float) -> Schedule:
-    """Return p -> `start` (1 - p) + `end` p.
-
-    >>> linear(1.0, 3.0)(0.5)
-    2.0
-    """
-    return lambda p: start * (1.0 - p) + end * p
-
-
-def cosine(start: float, end: float) -> Schedule:
-    """Return p -> `start` w + `end` (1 - w) with w = (1 + cos(pi p)) / 2, half a cosine.
-
-    Source: Loshchilov and Hutter 2017 (arXiv 1608.03983), equation 5, for one period.
-
-    >>> cosine(1.0, 0.0)(0.5)
-    0.5
-    """
-
-    def schedule(p: float) -> float:
-        weight = (1.0 + math.cos(math.pi * p)) / 2.0
-        return start * weight + end * (1.0 - weight)
-
-    return schedule
-
-
-def exponential(start: float, end: float) -> Schedule:
-    """Return p -> `start`^(1 - p) `end`^p, a straight line on a logarithmic axis.
-
-    Both must be above 0.
-
-    >>> round(exponential(1e-4, 1.0)(0.5), 9)
-    0.01
-    """
-    start, end = checks.positive("start", start), checks.positive("end", end)
-    return lambda p: start ** (1.0 - p) * end**p
-
-
-def polynomial(start: float, end: float, power: float = 1.0) -> Schedule:
-    """Return p -> `end` + (`start` - `end`) (1 - p)^`power`: steep at first for a power above 1.
-
-    Written as a weighted mean, so that both ends are exact. `power` must be above 0.
-
-    >>> polynomial(1.0, 0.0, power=2)(0.5)
-    0.25
-    """
-    power = checks.positive("power", power)
-
-    def schedule(p: float) -> float:
-        weight: float = (1.0 - p) ** power
-        return start * weight + end * (1.0 - weight)
-
-    return schedule
-
-
-def scaled(schedule: Schedule, factor: float) -> Schedule:
-    """Return p -> `factor` times `schedule`(p).
-
-    >>> scaled(linear(1.0, 0.0), 0.1)(0.0)
-    0.1
-    """
-    return lambda p: factor * schedule(p)
-
-
-def join(*schedules: Schedule, at: Sequence[float]) -> Schedule:
-    """Return `schedules` one after the other.
-
-    Part i runs its own progress 0 .. 1 between `at[i-1]` and `at[i]`.
-
-    Args:
-        schedules: at least one.
-        at: the progress at each border, one fewer than the schedules, in [0, 1] and not falling. At
-            a border the later part holds. A part between two equal borders is absent.
-
-    Raises:
-        ValueError: a number of borders that does not fit, or borders out of order or range.
-
-    >>> warm_up_then_hold = join(linear(0.0, 1.0), constant(1.0), at=[0.5])
-    >>> sample(warm_up_then_hold, 5)
-    [0.0, 0.5, 1.0, 1.0, 1.0]
-    """
-    if len(at) != len(schedules) - 1:
-        raise ValueError(
-            f"at must hold one border fewer than there are schedules ({len(schedules)}), got {at!r}"
-        )
-    edges = [0.0, *(checks.real("at", border, low=0.0, high=1.0) for border in at), 1.0]
-    if edges != sorted(edges):
-        raise ValueError(f"at must not fall, got {at!r}")
-    borders = edges[1:-1]
-    last = max(i for i in range(len(schedules)) if edges[i] < edges[i + 1])
-
-    def schedule(p: float) -> float:
-        i = min(bisect_right(borders, p), last)
-        return schedules[i]((p - edges[i]) / (edges[i + 1] - edges[i]))
-
-    return schedule
+from onecycle.schedules.shapes import Schedule, cosine, join, linear, progress
 
 
 def one_cycle(
-    max_lr: float,
+    max_lr: float = 1.0,
     *,
     div_factor: float = 25.0,
     pct_start: float = 0.3,
@@ -183,6 +45,7 @@ def one_cycle(
     the two phases are fastai's. Equal to `OneCycleLR(pct_start=(a + 1) / T)` of torch where that is
     defined.
 
+    >>> from onecycle.schedules import sample
     >>> [round(lr, 4) for lr in sample(one_cycle(1.0, total_steps=10), 10)]
     [0.04, 0.36, 0.68, 1.0, 0.933, 0.75, 0.5, 0.25, 0.067, 0.0]
     """
@@ -220,6 +83,7 @@ def one_cycle_momentum(
 
     Source: Smith 2018 (arXiv 1803.09820), section 4.3.
 
+    >>> from onecycle.schedules import sample
     >>> sample(one_cycle_momentum(total_steps=3), 3)
     [0.95, 0.85, 0.95]
     """

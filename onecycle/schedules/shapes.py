@@ -1,0 +1,208 @@
+"""Shapes from a first value to a last one, and what puts them together."""
+
+import math
+from bisect import bisect_right
+from collections.abc import Callable, Sequence
+
+from onecycle import checks
+
+Schedule = Callable[[float], float]
+
+
+def progress(step: int, total_steps: int) -> float:
+    """Return how far step `step` of `total_steps` is: 0 at the first, 1 at the last and ever after.
+
+    >>> [progress(t, 5) for t in range(6)]
+    [0.0, 0.25, 0.5, 0.75, 1.0, 1.0]
+    """
+    return min(1.0, step / (total_steps - 1)) if total_steps > 1 else float(step > 0)
+
+
+def sample(schedule: Schedule, total_steps: int) -> list[float]:
+    """Return the value of `schedule` at each of `total_steps` steps.
+
+    >>> sample(linear(1.0, 0.0), 5)
+    [1.0, 0.75, 0.5, 0.25, 0.0]
+    """
+    return [schedule(progress(t, total_steps)) for t in range(total_steps)]
+
+
+def constant(value: float) -> Schedule:
+    """Return p -> `value`.
+
+    >>> constant(0.1)(0.7)
+    0.1
+    """
+    return lambda _: value
+
+
+def linear(start: float = 1.0, end: float = 0.0) -> Schedule:
+    """Return p -> `start` (1 - p) + `end` p; as it stands, linear to zero.
+
+    Source: as a schedule to zero, Bergsma et al. 2025 (arXiv 2502.15938).
+
+    >>> linear(1.0, 3.0)(0.5)
+    2.0
+    """
+    return lambda p: start * (1.0 - p) + end * p
+
+
+def cosine(start: float = 1.0, end: float = 0.0) -> Schedule:
+    """Return p -> `start` w + `end` (1 - w) with w = (1 + cos(pi p)) / 2, half a cosine.
+
+    Source: Loshchilov and Hutter 2017 (arXiv 1608.03983), equation 5, for one period.
+
+    >>> cosine(1.0, 0.0)(0.5)
+    0.5
+    """
+
+    def schedule(p: float) -> float:
+        weight = (1.0 + math.cos(math.pi * p)) / 2.0
+        return start * weight + end * (1.0 - weight)
+
+    return schedule
+
+
+def exponential(start: float, end: float) -> Schedule:
+    """Return p -> `start`^(1 - p) `end`^p, a straight line on a logarithmic axis.
+
+    Both must be above 0.
+
+    >>> round(exponential(1e-4, 1.0)(0.5), 9)
+    0.01
+    """
+    start, end = checks.positive("start", start), checks.positive("end", end)
+    return lambda p: start ** (1.0 - p) * end**p
+
+
+def poly(start: float = 1.0, end: float = 0.0, power: float = 2.0) -> Schedule:
+    """Return p -> `end` + (`start` - `end`) (1 - p)^`power`: steep at first for a power above 1.
+
+    Written as a weighted mean, so that both ends are exact. `power` must be above 0.
+
+    >>> poly(1.0, 0.0, power=2)(0.5)
+    0.25
+    """
+    power = checks.positive("power", power)
+
+    def schedule(p: float) -> float:
+        weight: float = (1.0 - p) ** power
+        return start * weight + end * (1.0 - weight)
+
+    return schedule
+
+
+def rex(start: float = 1.0, end: float = 0.0) -> Schedule:
+    """Return p -> `start` w + `end` (1 - w) with w = (1 - p) / (1 - p / 2).
+
+    Between linear and flat: it falls slowly at first and steeply at last.
+
+    Source: Chen, Wolfe and Kyrillidis 2021 (arXiv 2107.04197), the reflected exponential.
+
+    >>> round(rex()(0.5), 4)
+    0.6667
+    """
+
+    def schedule(p: float) -> float:
+        weight = (1.0 - p) / (1.0 - p / 2.0)
+        return start * weight + end * (1.0 - weight)
+
+    return schedule
+
+
+def one_minus_sqrt(start: float = 1.0, end: float = 0.0) -> Schedule:
+    """Return p -> `start` w + `end` (1 - w) with w = 1 - sqrt(p): steep at first.
+
+    Source: Hagele et al. 2024 (arXiv 2405.18392), the cooldown they found best.
+
+    >>> one_minus_sqrt()(0.25)
+    0.5
+    """
+
+    def schedule(p: float) -> float:
+        weight = 1.0 - math.sqrt(p)
+        return start * weight + end * (1.0 - weight)
+
+    return schedule
+
+
+def exp_decay(start: float = 1.0, *, gamma: float, epochs: float) -> Schedule:
+    """Return p -> `start` `gamma`^(`epochs` p): a factor of `gamma` after every epoch.
+
+    Args:
+        start: the first value, above 0.
+        gamma: factor of one epoch, above 0.
+        epochs: epochs of the run; with steps in their place, `gamma` is the factor of one step.
+
+    >>> round(exp_decay(gamma=0.5, epochs=4)(1.0), 9)
+    0.0625
+    """
+    epochs = checks.positive("epochs", epochs)
+    return exponential(start, start * checks.positive("gamma", gamma) ** epochs)
+
+
+def scaled(schedule: Schedule, factor: float) -> Schedule:
+    """Return p -> `factor` times `schedule`(p).
+
+    >>> scaled(linear(1.0, 0.0), 0.1)(0.0)
+    0.1
+    """
+    return lambda p: factor * schedule(p)
+
+
+def join(*schedules: Schedule, at: Sequence[float]) -> Schedule:
+    """Return `schedules` one after the other.
+
+    Part i runs its own progress 0 .. 1 between `at[i-1]` and `at[i]`.
+
+    Args:
+        schedules: at least one.
+        at: the progress at each border, one fewer than the schedules, in [0, 1] and not falling. At
+            a border the later part holds. A part between two equal borders is absent.
+
+    Raises:
+        ValueError: a number of borders that does not fit, or borders out of order or range.
+
+    >>> warm_up_then_hold = join(linear(0.0, 1.0), constant(1.0), at=[0.5])
+    >>> sample(warm_up_then_hold, 5)
+    [0.0, 0.5, 1.0, 1.0, 1.0]
+    """
+    if len(at) != len(schedules) - 1:
+        raise ValueError(
+            f"at must hold one border fewer than there are schedules ({len(schedules)}), got {at!r}"
+        )
+    edges = [0.0, *(checks.real("at", border, low=0.0, high=1.0) for border in at), 1.0]
+    if edges != sorted(edges):
+        raise ValueError(f"at must not fall, got {at!r}")
+    return joined(schedules, edges)
+
+
+def joined(schedules: Sequence[Schedule], edges: Sequence[float]) -> Schedule:
+    """Return schedule i between `edges[i]` and `edges[i+1]`; the last edge may lie beyond 1.
+
+    A last part that reaches beyond 1 is cut off there, not squeezed.
+    """
+    borders = edges[1:-1]
+    last = max(i for i in range(len(schedules)) if edges[i] < edges[i + 1])
+
+    def schedule(p: float) -> float:
+        i = min(bisect_right(borders, p), last)
+        return schedules[i]((p - edges[i]) / (edges[i + 1] - edges[i]))
+
+    return schedule
+
+
+def edge(share: float, total_steps: int | None) -> float:
+    """Return the progress at which the part begins that has `share` of the run before it.
+
+    Of a run of T steps that is the step round(share T), on the grid, so that a part begins with
+    exactly its first value; without `total_steps` it is `share` itself. Beyond the run the grid
+    goes on.
+
+    >>> edge(0.5, total_steps=11), edge(0.5, None)
+    (0.6, 0.5)
+    """
+    if total_steps is None:
+        return share
+    step = round(share * checks.integer("total_steps", total_steps))
+    return step / (total_steps - 1) if total_steps > 1 else float(step > 0)
