@@ -9,15 +9,19 @@
 
 from onecycle import data, metrics, models, schedules
 from onecycle.callback import Callback, CancelBatch, CancelEpoch, CancelTrain
+from onecycle.callbacks.activation_stats import ActivationStats
+from onecycle.callbacks.live_plot import LivePlot
 from onecycle.callbacks.lr_finder import LRFind, LRFinder
 from onecycle.callbacks.progress import ProgressBar
 from onecycle.callbacks.recorder import Recorder
 from onecycle.callbacks.scheduler import OneCycleScheduler, ParamScheduler
+from onecycle.callbacks.torch_scheduler import TorchScheduler
 from onecycle.data.loaders import DataLoaders
 from onecycle.learner import Learner
 from onecycle.metrics import accuracy, error_rate, mae, mse, rmse, top_k_accuracy
 
 __all__ = [
+    "ActivationStats",
     "Callback",
     "CancelBatch",
     "CancelEpoch",
@@ -26,10 +30,12 @@ __all__ = [
     "LRFind",
     "LRFinder",
     "Learner",
+    "LivePlot",
     "OneCycleScheduler",
     "ParamScheduler",
     "ProgressBar",
     "Recorder",
+    "TorchScheduler",
     "accuracy",
     "data",
     "error_rate",

@@ -7,8 +7,8 @@ from numbers import Real
 from typing import Any
 
 
-def integer(name: str, value: Any, *, low: int = 1) -> int:
-    """Return `value` as an int of at least `low`; a bool, a float or a string is refused."""
+def integer(name: str, value: Any, *, low: int = 1, high: int | None = None) -> int:
+    """Return `value` as an int from `low` to `high`; a bool, a float or a string is refused."""
     try:
         number = operator.index(value)
     except TypeError:
@@ -17,6 +17,8 @@ def integer(name: str, value: Any, *, low: int = 1) -> int:
         raise TypeError(f"{name} must be an integer, got {value!r}")
     if number < low:
         raise ValueError(f"{name} must be at least {low}, got {value!r}")
+    if high is not None and number > high:
+        raise ValueError(f"{name} must be at most {high}, got {value!r}")
     return number
 
 

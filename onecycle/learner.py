@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
@@ -10,24 +11,37 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim.lr_scheduler import LRScheduler
 
 from onecycle import batch as batches
-from onecycle import checkpoint, checks, optimizers, plot, state
+from onecycle import checkpoint, checks, freezing, optimizers, plot, report, state
 from onecycle.callback import (
     Callback,
     as_callbacks,
 )
+from onecycle.callbacks.live_plot import LivePlot
 from onecycle.callbacks.lr_finder import LRFind, LRFinder
-from onecycle.callbacks.progress import ProgressBar
+from onecycle.callbacks.progress import ProgressBar, SweepBar
 from onecycle.callbacks.recorder import Recorder
-from onecycle.callbacks.scheduler import OneCycleScheduler, ParamScheduler
+from onecycle.callbacks.scheduler import OneCycleScheduler, ParamScheduler, Plan
+from onecycle.callbacks.torch_scheduler import TorchScheduler
 from onecycle.data.loaders import DataLoaders, as_loaders, check_loader
 from onecycle.evaluation import Evaluator, finished
 from onecycle.loop import Loop
 from onecycle.metrics import Metric, Scores, named
 from onecycle.optimizers import LR, OptFunc, Splitter
-from onecycle.schedules import Schedule, progress, scaled
+from onecycle.schedules import (
+    Schedule,
+    constant,
+    flat_cos,
+    progress,
+    scaled,
+    sgdr,
+    triangular,
+    wsd,
+)
 from onecycle.step import TrainingStep, activation, check_scalar, infer_loss
+from onecycle.summary import Summary, summarize
 
 
 class Learner:
@@ -45,15 +59,19 @@ class Learner:
             `onecycle.metrics`.
         callbacks: for every fit; classes without arguments are made.
         wd: weight decay, not applied to biases and norm layers; None leaves the optimizer's own.
-        splitter: model -> lists of parameters, one for each layer group.
+        splitter: the layer groups, first to last: a list of modules, or a function model -> modules
+            or lists of parameters.
         device: None takes cuda, else mps, else cpu.
         precision: "fp32", "bf16" or "fp16".
         accumulate: batches for each optimizer step.
-        clip: largest norm of the gradients.
+        clip: largest norm of the gradients; `float("inf")` only measures the norm.
+        train_bn: batch norm in frozen groups: True trains its scale and shift and follows the
+            batches, as fastai does; False keeps it as it is in evaluation, for small batches.
+        live_plot: draw losses and learning rate while a fit runs, see `LivePlot`.
 
-    Attributes that hooks read: `epoch` (of `n_epochs`, from 0), `step` (updates done, of
-    `total_steps`), `batch_index`, `progress`, `batch`, `pred`, `loss`, `scores` (of this epoch's
-    validation), `model`, `opt`, `data`, `recorder`.
+    Attributes that hooks read: `epoch` (of `n_epochs`, from 0; this fit stops before
+    `stop_epoch`), `step` (updates done, of `total_steps`), `batch_index`, `progress`, `batch`,
+    `pred`, `loss`, `scores` (of this epoch's validation), `model`, `opt`, `data`, `recorder`.
 
     Raises:
         ValueError, TypeError: an argument out of its range or of the wrong type; it names the
@@ -83,6 +101,8 @@ class Learner:
         precision: str = "fp32",
         accumulate: int = 1,
         clip: float | None = None,
+        train_bn: bool = True,
+        live_plot: bool = False,
     ) -> None:
         if not isinstance(model, nn.Module):
             raise TypeError(f"model must be a torch.nn.Module, got {model!r}")
@@ -97,7 +117,7 @@ class Learner:
         for metric in self.metrics.values():
             if isinstance(metric, nn.Module):
                 metric.to(batches.as_device(device))
-        self.callbacks = as_callbacks(callbacks)
+        self.callbacks = [*as_callbacks(callbacks), *([LivePlot()] if live_plot else [])]
         self.device = batches.as_device(device)
         self.model = model.to(self.device)
         self.loss_func = (
@@ -105,9 +125,11 @@ class Learner:
         )
         self.opt = optimizers.build(self.model, opt_func, wd, splitter)
         self.training_step = TrainingStep(self.opt, self.device, precision, accumulate, clip)
+        self.train_bn = train_bn
         self.recorder = Recorder()
         self.display = ProgressBar()
-        self.epoch = self.n_epochs = self.step = self.total_steps = self.batch_index = 0
+        self.epoch = self.n_epochs = self.stop_epoch = 0
+        self.step = self.total_steps = self.batch_index = 0
         self.batches_per_epoch = self.data.steps_per_epoch
         self.scores: dict[str, float] = {}
         self.batch: Any = None
@@ -124,29 +146,26 @@ class Learner:
         lr: LR | None = None,
         *,
         wd: float | None = None,
-        schedule: Schedule | None = None,
+        schedule: Schedule | TorchScheduler | None = None,
         callbacks: Iterable[Callback | type[Callback]] = (),
     ) -> None:
         """Train for `epochs` epochs at `lr`, the same at every step unless a schedule moves it.
 
         Args:
             epochs: at least 1.
-            lr: a number, `slice(first, last)`, `slice(last)` or one for each layer group; None is
-                the optimizer's.
+            lr: a number, `slice(first, last)`, `slice(last)` or one for each layer group. A number
+                is for the last group, and the others keep the ratios that the optimizer has. None
+                is the optimizer's.
             wd: weight decay for this fit only.
             schedule: function of progress (0 at the first step, 1 at the last) that multiplies
-                `lr`, such as `linear(1, 0)` or `one_cycle(1.0)`.
+                `lr`, such as `linear(1, 0)` or `wsd()`; or a `TorchScheduler`.
             callbacks: for this fit only, after the learner's own.
 
         Hyper-parameters of the optimizer are what they were, once the fit is over.
         """
         epochs = checks.integer("epochs", epochs)
         lrs = self._lrs("lr", lr)
-        scheduler = None
-        if schedule is not None:
-            if not callable(schedule):
-                raise TypeError(f"schedule must be a function of progress, got {schedule!r}")
-            scheduler = ParamScheduler({"lr": [scaled(schedule, base) for base in lrs]})
+        scheduler = None if schedule is None else _scheduler(schedule, lrs)
         self._fit(range(epochs), epochs, lrs, wd, scheduler, callbacks)
 
     def fit_one_cycle(
@@ -204,6 +223,169 @@ class Learner:
         )
         self._fit(range(first, first + epochs), total, lrs, wd, cycle, callbacks)
 
+    def fit_flat_cos(
+        self,
+        epochs: int,
+        max_lr: LR | None = None,
+        *,
+        pct_start: float = 0.75,
+        final_div: float = 1e5,
+        wd: float | None = None,
+        callbacks: Iterable[Callback | type[Callback]] = (),
+    ) -> None:
+        """Train flat at `max_lr`, then down half a cosine: `fit` with `schedules.flat_cos`."""
+        schedule = flat_cos(pct_start=pct_start, final_div=final_div)
+        self.fit(epochs, max_lr, schedule=schedule, wd=wd, callbacks=callbacks)
+
+    def fit_wsd(
+        self,
+        epochs: int,
+        max_lr: LR | None = None,
+        *,
+        warmup: float = 0.05,
+        cooldown: float = 0.2,
+        shape: str = "1-sqrt",
+        wd: float | None = None,
+        callbacks: Iterable[Callback | type[Callback]] = (),
+    ) -> None:
+        """Train by warm-up, stable and cooldown to 0: `fit` with `schedules.wsd`."""
+        schedule = wsd(warmup=warmup, cooldown=cooldown, shape=shape)
+        self.fit(epochs, max_lr, schedule=schedule, wd=wd, callbacks=callbacks)
+
+    def fit_sgdr(
+        self,
+        n_cycles: int,
+        cycle_len: int,
+        max_lr: LR | None = None,
+        *,
+        cycle_mult: int = 2,
+        wd: float | None = None,
+        callbacks: Iterable[Callback | type[Callback]] = (),
+    ) -> None:
+        """Train `n_cycles` cycles of cosine with warm restarts: `fit` with `schedules.sgdr`.
+
+        The first has `cycle_len` epochs, each further one `cycle_mult` times as many as the one
+        before it: 3 cycles from 1 epoch are 1 + 2 + 4 epochs.
+        """
+        n_cycles = checks.integer("n_cycles", n_cycles)
+        cycle_len = checks.integer("cycle_len", cycle_len)
+        cycle_mult = checks.integer("cycle_mult", cycle_mult)
+        epochs = sum(cycle_len * cycle_mult**i for i in range(n_cycles))
+        schedule = sgdr(cycle_len=cycle_len, cycle_mult=cycle_mult, epochs=epochs)
+        self.fit(epochs, max_lr, schedule=schedule, wd=wd, callbacks=callbacks)
+
+    def fit_clr(
+        self,
+        epochs: int,
+        max_lr: LR | None = None,
+        *,
+        cycle_len: float = 4,
+        div_factor: float = 4.0,
+        mode: str = "triangular",
+        gamma: float = 0.9,
+        wd: float | None = None,
+        callbacks: Iterable[Callback | type[Callback]] = (),
+    ) -> None:
+        """Train by cyclical learning rates: `fit` with `schedules.triangular`.
+
+        Args:
+            epochs: best a multiple of `cycle_len`, so that training ends at a low rate.
+            max_lr: the upper bound.
+            cycle_len: epochs in a cycle, at most `epochs`; the paper recommends 4 to 20.
+            div_factor: max_lr over the lower bound, above 1.
+            mode: "triangular", "triangular2" or "exp_range".
+            gamma: factor of the amplitude after one epoch, for "exp_range".
+            wd: weight decay for this fit only.
+            callbacks: for this fit only.
+        """
+        checks.integer("epochs", epochs)
+        if checks.positive("cycle_len", cycle_len) > epochs:
+            raise ValueError(
+                f"cycle_len must be at most epochs={epochs!r}, or the first cycle would not end, "
+                f"got {cycle_len!r}"
+            )
+        base = 1.0 / checks.real("div_factor", div_factor, low=1.0, open_low=True)
+        options: dict[str, Any] = {"mode": mode, "gamma": gamma}
+        schedule = triangular(base, cycle_len=cycle_len, epochs=epochs, **options)
+        self.fit(epochs, max_lr, schedule=schedule, wd=wd, callbacks=callbacks)
+
+    def fine_tune(
+        self,
+        epochs: int,
+        base_lr: float = 2e-3,
+        freeze_epochs: int = 1,
+        *,
+        lr_mult: float = 100.0,
+        pct_start: float = 0.3,
+        div_factor: float = 5.0,
+        wd: float | None = None,
+        callbacks: Iterable[Callback | type[Callback]] = (),
+    ) -> None:
+        """Train the last layer group alone, then all of them, each by one cycle.
+
+        First `freeze_epochs` frozen, at `slice(base_lr)` with the peak near the end; then `epochs`
+        unfrozen, at half of `base_lr` for the last group and `lr_mult` times less for the first.
+        An error leaves each parameter trainable or not as it was before.
+
+        Args:
+            epochs: of the second part, at least 1.
+            base_lr: the peak of the first part.
+            freeze_epochs: 0 leaves the first part out.
+            lr_mult: last peak over first, in the second part.
+            pct_start: of the second part.
+            div_factor: of the second part.
+            wd: weight decay for both.
+            callbacks: for both.
+
+        Raises:
+            ValueError: the model has one layer group only.
+
+        Source: fastai's `fine_tune`, with its constants.
+        """
+        checks.integer("epochs", epochs)
+        checks.integer("freeze_epochs", freeze_epochs, low=0)
+        (base_lr,) = self._lrs("base_lr", base_lr)[-1:]
+        low = base_lr / 2 / checks.real("lr_mult", lr_mult, low=1.0)
+        options: dict[str, Any] = {"wd": wd, "callbacks": as_callbacks(callbacks)}
+        with freezing.kept_on_error(self.model):
+            self.freeze()
+            if freeze_epochs:
+                self.fit_one_cycle(freeze_epochs, slice(base_lr), pct_start=0.99, **options)
+            self.unfreeze()
+            lrs = slice(low, base_lr / 2)
+            options |= {"pct_start": pct_start, "div_factor": div_factor}
+            self.fit_one_cycle(epochs, lrs, **options)
+
+    # ---- layer groups --------------------------------------------------------------------------
+
+    def freeze_to(self, n: int) -> None:
+        """Train the layer groups from `n` on only; a negative `n` counts from the end.
+
+        Nothing of the optimizer is lost: its state of parameters that are frozen, or trained again
+        later, stays as it is. For batch norm see `train_bn` of the Learner.
+
+        Raises:
+            ValueError: there is no such group, or only one: see `splitter` of the Learner.
+        """
+        freezing.freeze_to(self.opt, self.model, n, self.train_bn)
+
+    def freeze(self) -> None:
+        """Train the last layer group only."""
+        self.freeze_to(-1)
+
+    def unfreeze(self) -> None:
+        """Train all layer groups."""
+        self.freeze_to(0)
+
+    def summary(self) -> Summary:
+        """Return a table of the layers: output shape, parameters, layer group, trained or not.
+
+        One batch of the training data goes through the model and leaves no trace.
+        """
+        return summarize(self._evaluator, self.data.train, self.opt, self.loss_func)
+
+    # ---- before training -----------------------------------------------------------------------
+
     def lr_find(
         self,
         start_lr: float = 1e-7,
@@ -231,13 +413,78 @@ class Learner:
         before = self._counters()
         try:
             with state.preserved(self._modules, self.opt, self.training_step, self.data.train):
-                self._run(range(num_it), num_it, [finder], aside=True)
+                bar = [SweepBar("lr_find", num_it)] if self.display.bar else []
+                self._run(range(num_it), num_it, [finder, *bar], aside=True)
         finally:
             vars(self).update(before)
         found = self.recorder.lr_find = finder.result()
         if plot.in_notebook():
             found.plot()
         return found
+
+    def lr_at(
+        self,
+        epoch: int,
+        batch: int = 0,
+        *,
+        epochs: int,
+        max_lr: LR | None = None,
+        schedule: Schedule | None = None,
+        **cycle: Any,
+    ) -> float:
+        """Return the learning rate at which a planned run will train a batch.
+
+        Args:
+            epoch: from 0, as `learn.epoch` counts.
+            batch: of this epoch, from 0.
+            epochs: of the run.
+            max_lr: as in `fit_one_cycle`; what is returned is the rate of the last layer group.
+            schedule: as in `fit`; None is one cycle.
+            cycle: further arguments of `fit_one_cycle` about the cycle, such as pct_start.
+
+        >>> from onecycle.data import digits
+        >>> from onecycle.models import simple_cnn
+        >>> learn = Learner(digits(), simple_cnn((1, 16, 10)))
+        >>> learn.lr_at(epoch=3, epochs=10, max_lr=0.1)
+        0.1
+        """
+        plan, steps = self._planned(epochs, max_lr, schedule, cycle), self._steps(epochs)
+        epoch = checks.integer("epoch", epoch, low=0, high=epochs - 1)
+        batch = checks.integer("batch", batch, low=0, high=self.data.steps_per_epoch - 1)
+        step = epoch * self.steps_per_epoch + batch // self.training_step.accumulate
+        return plan["lr"][-1](progress(step, steps))
+
+    def plot_schedule(
+        self,
+        epochs: int,
+        max_lr: LR | None = None,
+        schedule: Schedule | Mapping[str, Schedule | None] | None = None,
+        *,
+        ax: Any = None,
+        **cycle: Any,
+    ) -> Any:
+        """Draw learning rate and momentum of a run before it is trained, with a table of epochs.
+
+        Args:
+            epochs: of the run.
+            max_lr: as in `fit_one_cycle`.
+            schedule: as in `fit`; None is one cycle; a dict overlays several by name, such as
+                `{"1 x 20": None, "20 x 1": repeat(one_cycle(), 20)}`.
+            ax: axes for the learning rate, which is then all that is drawn.
+            cycle: further arguments of `fit_one_cycle` about the cycle, such as pct_start.
+
+        Returns:
+            The axes: of the rate, of momentum where the optimizer has one, and of the table.
+        """
+        given = schedule if isinstance(schedule, Mapping) else {"": schedule}
+        steps = self._steps(epochs)
+        grid = [progress(t, steps) for t in range(steps)]
+        curves = {}
+        for name, one in given.items():
+            plan = self._planned(epochs, max_lr, one, cycle if one is None else {})
+            mom = plan["mom"][-1] if "mom" in plan else constant(optimizers.read(self.opt, "mom"))
+            curves[name] = [plan["lr"][-1](p) for p in grid], [mom(p) for p in grid]
+        return plot.schedules(curves, self.steps_per_epoch, ax)
 
     # ---- the loop ------------------------------------------------------------------------------
 
@@ -255,6 +502,11 @@ class Learner:
         if decay is not None and not optimizers.has(self.opt, "wd"):
             raise ValueError(f"wd: {type(self.opt).__name__} has no weight decay, leave it out")
         given = [*as_callbacks(self.callbacks), *as_callbacks(callbacks)]
+        if scheduler is not None and any(isinstance(cb, TorchScheduler) for cb in given):
+            raise ValueError(
+                "callbacks: a TorchScheduler and the schedule of this fit would both set the "
+                "learning rate; use it with fit(epochs, lr) alone"
+            )
         first: list[Callback] = [self.recorder] if scheduler is None else [self.recorder, scheduler]
         everyone = [*first, *given, self.display]
         with optimizers.preserved(self.opt):
@@ -272,6 +524,11 @@ class Learner:
     def fire(self, event: str) -> None:
         """Call the hooks of `event`."""
         self.loop.fire(event, self)
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Optimizer updates in an epoch: `accumulate` batches each, or what is left."""
+        return math.ceil(self.data.steps_per_epoch / self.training_step.accumulate)
 
     @property
     def progress(self) -> float:
@@ -331,6 +588,17 @@ class Learner:
     def predict(self, x: Any) -> Any:
         """Return predictions, as `get_preds` makes them, for one batch (N, ...) of inputs."""
         return finished(self._evaluator.predict(x), self._activation())
+
+    def report(self, path: str | os.PathLike[str]) -> Path:
+        """Write one self-contained HTML page about the training so far, and return its path.
+
+        It has the table, pictures of losses, metrics, schedule and LR finder, the configuration and
+        the versions; it loads nothing from elsewhere and runs no script.
+
+        Raises:
+            ValueError: nothing was trained yet.
+        """
+        return report.write(self, path)
 
     # ---- files and display ---------------------------------------------------------------------
 
@@ -397,8 +665,44 @@ class Learner:
             return optimizers.current(self.opt, "lr")
         if isinstance(lr, LRFind) and lr != lr:
             raise ValueError(f"{name}: lr_find gave no learning rate: {lr.reason}")
-        return optimizers.spread(name, lr, optimizers.n_groups(self.opt))
+        n = optimizers.n_groups(self.opt)
+        return optimizers.spread(name, lr, n, optimizers.ratios(self.opt))
+
+    def _steps(self, epochs: int) -> int:
+        return checks.integer("epochs", epochs) * self.steps_per_epoch
+
+    def _planned(
+        self, epochs: int, max_lr: LR | None, schedule: Schedule | None, cycle: dict[str, Any]
+    ) -> Plan:
+        """Return what a fit of one cycle, or with `schedule`, would do."""
+        lrs = self._lrs("max_lr", max_lr)
+        if schedule is None:
+            return OneCycleScheduler(lrs, **cycle).plan(self.opt, self._steps(epochs))
+        if cycle:
+            raise TypeError(f"{next(iter(cycle))} belongs to one cycle, leave it out with schedule")
+        scheduler = _scheduler(schedule, lrs)
+        if isinstance(scheduler, TorchScheduler):
+            raise TypeError("schedule: a TorchScheduler is known step by step only, when it runs")
+        return scheduler.plan(self.opt, self._steps(epochs))
 
     def _counters(self) -> dict[str, Any]:
-        names = ("epoch", "n_epochs", "step", "total_steps", "batch_index", "batches_per_epoch")
+        names = (
+            "epoch",
+            "n_epochs",
+            "stop_epoch",
+            "step",
+            "total_steps",
+            "batch_index",
+            "batches_per_epoch",
+        )
         return {name: getattr(self, name) for name in (*names, "scores", "_inferred")}
+
+
+def _scheduler(schedule: Any, lrs: list[float]) -> ParamScheduler | TorchScheduler:
+    """Return the callback that multiplies `lrs` by `schedule`, or moves them by torch's."""
+    if isinstance(schedule, TorchScheduler):
+        return schedule
+    if not callable(schedule) or isinstance(schedule, (type, LRScheduler)):
+        hint = "; for a torch scheduler use TorchScheduler(partial(...))"
+        raise TypeError(f"schedule must be a function of progress, got {schedule!r}{hint}")
+    return ParamScheduler({"lr": [scaled(schedule, base) for base in lrs]})

@@ -7,7 +7,6 @@ all, and only on_train_end fires.
 
 from __future__ import annotations
 
-import math
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -15,7 +14,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from onecycle import batch as batches
-from onecycle import state
+from onecycle import freezing, state
 from onecycle.callback import (
     Callback,
     Cancel,
@@ -73,7 +72,7 @@ class Loop:
                 learn.fire("on_train_begin")
                 for number, epoch in enumerate(epochs, start=first):
                     learn.epoch, learn.scores = epoch, {}
-                    learn.model.train()
+                    freezing.train(learn.model, learn.train_bn)
                     body = partial(_epoch, learn, partial(read, number), validate)
                     _scope(learn, "on_epoch_begin", body, "on_epoch_end", CancelEpoch)
             except Cancel:
@@ -103,8 +102,9 @@ class Loop:
 def _plan(learn: Learner, epochs: range, n_epochs: int) -> None:
     """Set the counters: a step is an optimizer update, `accumulate` batches or what is left."""
     learn.batches_per_epoch = learn.data.steps_per_epoch
-    updates = math.ceil(learn.batches_per_epoch / learn.training_step.accumulate)
-    learn.n_epochs, learn.total_steps = n_epochs, n_epochs * updates
+    updates = learn.steps_per_epoch
+    learn.n_epochs, learn.stop_epoch = n_epochs, epochs.stop
+    learn.total_steps = n_epochs * updates
     learn.epoch, learn.step = epochs.start, epochs.start * updates
 
 

@@ -19,7 +19,8 @@ from onecycle import checks
 
 Group = dict[str, Any]
 OptFunc = Callable[..., torch.optim.Optimizer]
-Splitter = Callable[[nn.Module], Iterable[Iterable[nn.Parameter]]]
+Part = nn.Module | Iterable[nn.Parameter]
+Splitter = Callable[[nn.Module], Iterable[Part]] | Sequence[Part]
 LR = float | slice | Sequence[float]
 
 
@@ -38,7 +39,8 @@ def build(
         wd: weight decay of everything but biases and norm layers, which have none. A
             `weight_decay` set by the factory wins, unless a function sets the very default of the
             class, which cannot be told apart; None takes the optimizer's default.
-        splitter: model -> one list of parameters for each layer group; None makes one group.
+        splitter: the layer groups, first to last: a list of modules, or a function model -> modules
+            or lists of parameters; None makes one group.
 
     Raises:
         TypeError: `opt_func` makes no optimizer, or one that needs a closure.
@@ -76,7 +78,7 @@ def layer_groups(model: nn.Module, splitter: Splitter | None) -> list[list[nn.Pa
     """Return the parameters of each layer group; together they hold each trainable one once."""
     if splitter is None:
         return [list(model.parameters())]
-    groups = [list(group) for group in splitter(model)]
+    groups = [_parameters(part) for part in (splitter(model) if callable(splitter) else splitter)]
     listed = [id(parameter) for group in groups for parameter in group]
     missing = [n for n, p in model.named_parameters() if p.requires_grad and id(p) not in listed]
     if missing:
@@ -87,7 +89,26 @@ def layer_groups(model: nn.Module, splitter: Splitter | None) -> list[list[nn.Pa
         raise ValueError("splitter must return each parameter once, one is in two places")
     if not all(groups):
         raise ValueError("splitter must return groups with parameters in them, one is empty")
+    if not set(listed) <= {id(parameter) for parameter in model.parameters()}:
+        raise ValueError("splitter must return parameters of model, one is of another")
     return groups
+
+
+def _parameters(part: Any) -> list[nn.Parameter]:
+    """Return the parameters of a module, or a list of them or of modules, each once."""
+    if isinstance(part, nn.Module):
+        return list(part.parameters())
+    if not isinstance(part, Iterable) or isinstance(part, (str, torch.Tensor)):
+        raise TypeError(f"splitter must give modules or lists of parameters, got {part!r}")
+    found: list[nn.Parameter] = []
+    for item in part:
+        if isinstance(item, nn.Module):
+            found += item.parameters()
+        elif isinstance(item, nn.Parameter):
+            found.append(item)
+        else:
+            raise TypeError(f"splitter must give modules or lists of parameters, got {item!r}")
+    return found
 
 
 def n_groups(opt: torch.optim.Optimizer) -> int:
@@ -95,11 +116,26 @@ def n_groups(opt: torch.optim.Optimizer) -> int:
     return 1 + max(_layer_group(i, group) for i, group in enumerate(opt.param_groups))
 
 
-def spread(name: str, lr: LR, n: int) -> list[float]:
+def grouped(opt: torch.optim.Optimizer) -> list[list[Tensor]]:
+    """Return the parameters of each layer group."""
+    groups: list[list[Tensor]] = [[] for _ in range(n_groups(opt))]
+    for i, group in enumerate(opt.param_groups):
+        groups[_layer_group(i, group)] += group["params"]
+    return groups
+
+
+def ratios(opt: torch.optim.Optimizer) -> list[float]:
+    """Return the learning rate of each layer group over that of the last; 1 where that is 0."""
+    rates = current(opt, "lr")
+    return [rate / rates[-1] if rates[-1] > 0 else 1.0 for rate in rates]
+
+
+def spread(name: str, lr: LR, n: int, ratios: Sequence[float] | None = None) -> list[float]:
     """Return one learning rate for each of `n` layer groups.
 
-    A number is for all; `slice(a, b)` is geometric from a to b; `slice(b)` is b for the last group
-    and b / 10 for the others; a list is taken as it is.
+    A number is for the last group, the others keep their `ratios` to it, which are 1 by default;
+    `slice(a, b)` is geometric from a to b; `slice(b)` is b for the last group and b / 10 for the
+    others; a list is taken as it is.
 
     Raises:
         ValueError, TypeError: a rate that is not above 0, or a list of another length; it names
@@ -109,11 +145,14 @@ def spread(name: str, lr: LR, n: int) -> list[float]:
     [0.0001, 0.001, 0.01]
     >>> spread("lr", slice(1e-2), 3)
     [0.001, 0.001, 0.01]
+    >>> spread("lr", 0.1, 2, ratios=[0.1, 1.0])
+    [0.010000000000000002, 0.1]
     """
     if isinstance(lr, slice):
         return _spread_slice(name, lr, n)
     if not isinstance(lr, (list, tuple)):
-        return [checks.positive(name, lr)] * n
+        rate = checks.positive(name, lr)
+        return [rate * ratio for ratio in ratios or [1.0] * n]
     if len(lr) != n:
         raise ValueError(f"{name} must have one value for each of the {n} layer groups, got {lr!r}")
     return [checks.positive(name, value) for value in lr]

@@ -26,11 +26,12 @@ def axes(ax: Axes | None) -> Axes:
     return plt.subplots(figsize=(6.0, 4.0), layout="constrained")[1]
 
 
-def side_by_side(n: int) -> Any:
-    """Return the axes of a new figure with `n` of them in a row."""
+def side_by_side(widths: Sequence[float]) -> Any:
+    """Return the axes of a new figure in a row, of the given widths in inches."""
     import matplotlib.pyplot as plt
 
-    return plt.subplots(1, n, figsize=(5.0 * n, 3.6), layout="constrained")[1]
+    size, ratios = (sum(widths), 3.6), {"width_ratios": widths}
+    return plt.subplots(1, len(widths), figsize=size, gridspec_kw=ratios, layout="constrained")[1]
 
 
 def in_notebook() -> bool:
@@ -66,12 +67,20 @@ def lr_find(found: LRFind, ax: Axes | None = None) -> Axes:
     return ax
 
 
-def over_epochs(epochs: Array, values: Array, name: str, ax: Axes | None = None) -> Axes:
+def over_epochs(
+    epochs: Array,
+    values: Array,
+    name: str,
+    ax: Axes | None = None,
+    *,
+    borders: Sequence[int] = (),
+    log: bool = False,
+) -> Axes:
     """Draw one number of every step over epochs."""
     ax = axes(ax)
     ax.plot(epochs, values, **CLEAR)
-    ax.set(xlabel="epoch", ylabel=name)
-    ax.grid(alpha=0.25)
+    ax.set(xlabel="epoch", ylabel=name, yscale="log" if log else "linear")
+    _finish(ax, borders, len(epochs))
     return ax
 
 
@@ -81,6 +90,9 @@ def losses(
     smoothed: Array,
     valid: Sequence[tuple[int, float]],
     ax: Axes | None = None,
+    *,
+    borders: Sequence[int] = (),
+    log: bool = False,
 ) -> Axes:
     """Draw the training loss of every step and the validation loss after each epoch."""
     ax = axes(ax)
@@ -88,27 +100,122 @@ def losses(
     ax.plot(epochs, smoothed, **CLEAR, label="training, smoothed")
     if valid:
         ax.plot(*zip(*valid, strict=True), "o-", color="C1", markersize=4, label="validation")
-    if len(raw) and np.isfinite(raw).any():
+    if not log and len(raw) and np.isfinite(raw).any():
         # The first steps of a fresh model would squeeze everything else to the floor.
         heights = [v for _, v in valid if np.isfinite(v)]
         top = max(np.nanpercentile(raw[np.isfinite(raw)], 99), *heights, 0.0)
         low = np.nanmin(raw[np.isfinite(raw)])
         ax.set_ylim(min(low, 0.0) if low < 0 else 0.0, top * 1.05 if top > 0 else None)
-    ax.set(xlabel="epoch", ylabel="loss")
-    ax.grid(alpha=0.25)
+    ax.set(xlabel="epoch", ylabel="loss", yscale="log" if log else "linear")
+    _finish(ax, borders, len(raw))
     ax.legend(fontsize=8)
     return ax
 
 
-def metrics(columns: Mapping[str, Sequence[tuple[int, float]]], ax: Axes | None = None) -> Axes:
+def live(
+    epochs: Array,
+    raw: Array,
+    smoothed: Array,
+    valid: Sequence[tuple[int, float]],
+    lrs: Array,
+    ax: Axes,
+) -> tuple[Axes, Axes]:
+    """Draw losses, and the learning rate on a second axis; return both axes."""
+    losses(epochs, raw, smoothed, valid, ax)
+    right = ax.twinx()
+    right.plot(epochs, lrs, color="C2", linewidth=1.0, alpha=0.8, label="learning rate")
+    right.set_ylabel("learning rate", color="C2")
+    right.tick_params(axis="y", colors="C2")
+    right.set_ylim(bottom=0.0)
+    # The legend belongs above the line of the second axis.
+    ax.set_zorder(right.get_zorder() + 1)
+    ax.patch.set_visible(False)
+    return ax, right
+
+
+def metrics(
+    columns: Mapping[str, Sequence[tuple[int, float]]],
+    ax: Axes | None = None,
+    *,
+    borders: Sequence[int] = (),
+) -> Axes:
     """Draw each metric after every epoch."""
     ax = axes(ax)
     for name, column in columns.items():
         ax.plot(*zip(*column, strict=True), "o-", markersize=4, label=name)
     ax.set(xlabel="epoch", ylabel="metric")
-    ax.grid(alpha=0.25)
+    _finish(ax, borders, 1)
     ax.legend(fontsize=8)
     return ax
+
+
+def schedules(
+    curves: Mapping[str, tuple[Sequence[float], Sequence[float]]], per_epoch: int, ax: Any = None
+) -> tuple[Axes, ...]:
+    """Draw planned learning rates and momenta over epochs, and a table of the rates by epoch.
+
+    Args:
+        curves: by name the learning rate and the momentum of every step; a momentum that the
+            optimizer does not have is nan and not drawn.
+        per_epoch: steps in an epoch.
+        ax: axes for the learning rate alone.
+
+    Returns:
+        The axes that were drawn into.
+    """
+    steps = len(next(iter(curves.values()))[0])
+    has_moms = not all(np.isnan(moms[0]) for _, moms in curves.values())
+    text = boundary_table({name: lrs for name, (lrs, _) in curves.items()}, per_epoch)
+    drawn: list[Any] = [ax]
+    if ax is None:
+        columns = 0.12 * len(text.splitlines()[0])
+        drawn = list(side_by_side([5.0, 5.0, columns] if has_moms else [5.0, columns]))
+    for i, name in enumerate(["learning rate", "momentum"][: len(drawn)]):
+        if i == 0 or has_moms:
+            for label, pair in curves.items():
+                drawn[i].plot(np.arange(steps) / per_epoch, pair[i], linewidth=1.8, label=label)
+            drawn[i].set(xlabel="epoch", ylabel=name)
+            _finish(drawn[i], (), steps)
+    if any(curves):
+        drawn[0].legend(fontsize=8)
+    if len(drawn) > 1:
+        drawn[-1].axis("off")
+        drawn[-1].text(0.0, 1.0, text, family="monospace", fontsize=8, va="top")
+    return tuple(drawn)
+
+
+def boundary_table(lrs: Mapping[str, Sequence[float]], per_epoch: int) -> str:
+    """Return the learning rate at the first batch of every epoch and at the very last, as text.
+
+    Of more than 12 epochs every second, fifth, tenth ... is listed.
+
+    >>> print(boundary_table({"": [0.1, 0.2, 0.3, 0.4]}, per_epoch=2))
+    epoch        lr
+        0  1.00e-01
+        1  3.00e-01
+      end  4.00e-01
+    """
+    steps = len(next(iter(lrs.values())))
+    epochs = steps // per_epoch
+    every = next(k * 10**n for n in range(9) for k in (1, 2, 5) if epochs <= 12 * k * 10**n)
+    rows = {str(epoch): epoch * per_epoch for epoch in range(0, epochs, every)}
+    heads = [name or "lr" for name in lrs]
+    lines = ["epoch" + "".join(f"  {head:>8}" for head in heads)]
+    for label, step in {**rows, "end": steps - 1}.items():
+        cells = (
+            f"  {one[step]:>{max(8, len(h))}.2e}"
+            for h, one in zip(heads, lrs.values(), strict=True)
+        )
+        lines.append(f"{label:>5}" + "".join(cells))
+    return "\n".join(lines)
+
+
+def _finish(ax: Axes, borders: Sequence[int], drawn: int) -> None:
+    """Add the grid, and a line where one fit ends and the next begins."""
+    if borders and drawn:
+        whole_height = ax.get_xaxis_transform()
+        ax.vlines(borders, 0, 1, "0.5", "dotted", linewidth=1.0, transform=whole_height)
+    ax.grid(alpha=0.25)
 
 
 def _window(raw: Array, curve: Array) -> tuple[float, float]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any
@@ -30,10 +31,11 @@ class TrainingStep:
             loss.
         accumulate: batches for each optimizer step. The step's gradient is that of the mean loss of
             all their samples, however ragged; the last batch of an epoch always steps.
-        clip: largest norm of all gradients together; None does not clip.
+        clip: largest norm of all gradients together; infinite it only measures, None does neither.
 
-    After an update, `loss` is the mean loss of its samples, on the device, and `samples` is their
-    number.
+    After an update, `loss` is the mean loss of its samples and `grad_norm` the norm of the
+    gradients before clipping (nan without `clip`), both on the device; `samples` is the number of
+    samples.
 
     Raises:
         ValueError, TypeError: an argument out of its range.
@@ -52,8 +54,9 @@ class TrainingStep:
         self.dtype = DTYPES[checks.choice("precision", precision, tuple(DTYPES))]
         self.scaler = self._new_scaler()
         self.accumulate = checks.integer("accumulate", accumulate)
-        self.clip = None if clip is None else checks.positive("clip", clip)
+        self.clip = None if clip is None else checks.positive("clip", clip, allow_inf=True)
         self.loss: Tensor = torch.tensor(float("nan"))
+        self.grad_norm: Tensor = torch.tensor(float("nan"), device=device)
         self.samples = 0
         self._micro: list[tuple[Tensor, int]] = []
 
@@ -147,7 +150,11 @@ class TrainingStep:
         if weight != 1.0:
             torch._foreach_div_([p.grad for p in parameters if p.grad is not None], weight)
         if self.clip is not None:
-            nn.utils.clip_grad_norm_(parameters, self.clip)
+            self.grad_norm = nn.utils.get_total_norm(
+                [p.grad for p in parameters if p.grad is not None]
+            )
+            if self.clip < math.inf:
+                nn.utils.clip_grads_with_norm_(parameters, self.clip, self.grad_norm)
 
     def _trained(self, model: nn.Module) -> list[Tensor]:
         """The optimizer's parameters, those of the model in its order: sums depend on it."""

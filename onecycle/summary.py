@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import textwrap
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -18,55 +17,51 @@ from onecycle.evaluation import Evaluator
 from onecycle.step import infer_loss
 
 WIDTH = 100
-HEAD = ("name", "class", "output shape", "parameters", "trainable", "group")
-GROUP_HEAD = ("group", "parameters", "trainable", "lr")
-NOT_SHOWN = ("params", "param_names", "layer_group", "decay", "initial_lr")
+HEAD = ["name", "class", "output shape", "parameters", "trainable", "group"]
+GROUP_HEAD = ["group", "parameters", "trainable", "lr"]
+NO_HYPER = {"params", "param_names", "layer_group", "decay", "initial_lr", "decoupled_weight_decay"}
 Row = dict[str, Any]
+Table = list[list[str]]
 
 
 @dataclass(frozen=True, repr=False)
 class Summary:
-    """The result of `Learner.summary`: plain data that prints as a table, in a notebook as HTML.
+    """The result of `Learner.summary`: plain data that prints as tables, in a notebook as HTML.
 
     Attributes:
-        rows: for each module, in the order they run, its name, class, shape (of the first tensor
-            of its first output; None where it did not run or gave none), parameters, trainable
-            ("yes", "no", "partly", "" without parameters) and groups (its layer groups). Modules
-            without children are listed, and those that own parameters beside their children's; a
-            parameter in two modules counts in the first.
+        rows: a dict for each module without children and each that owns parameters beside theirs,
+            in the order they start to run: name, class, shape (of the first tensor of its first
+            output; None where it did not run), parameters (one that several modules share counts in
+            the first), trainable ("yes", "no", "partly", "" without parameters), groups.
+        groups: group, parameters, trainable and lr of each layer group; with None for group and lr
+            what the optimizer does not hold, if anything.
         totals: parameters, trainable and frozen, each parameter once.
-        groups: for each layer group its number, parameters, trainable and lr; what the optimizer
-            does not hold comes last, with None for number and lr.
         setup: loss, optimizer and device, in words.
     """
 
     rows: list[Row]
-    totals: dict[str, int]
     groups: list[Row]
+    totals: dict[str, int]
     setup: dict[str, str]
 
     def __repr__(self) -> str:
-        """Return aligned tables, about 100 columns wide."""
-        indent = " " * 12
-        setup = [
-            textwrap.fill(f"{name:<12}{text}", WIDTH, subsequent_indent=indent)
-            for name, text in {**self._in_all(), **self.setup}.items()
-        ]
-        modules = _aligned([HEAD, *map(_cells, self.rows)], left=3)
-        groups = _aligned([GROUP_HEAD, *map(_group_cells, self.groups)], left=0)
-        return "\n".join([*modules, "", *groups, "", *setup])
+        """Return aligned tables, within 100 columns but for the optimizer's line."""
+        modules, groups, setup = self._tables()
+        blocks = [_aligned(modules, left=3), _aligned(groups, left=0), _aligned(setup, left=2)]
+        return "\n\n".join(blocks)
 
     def _repr_html_(self) -> str:
-        """Return the same as HTML tables without style."""
-        setup = {**self._in_all(), **self.setup}
-        return (
-            html_table(HEAD, map(_cells, self.rows))
-            + html_table(GROUP_HEAD, map(_group_cells, self.groups))
-            + html_table((), setup.items())
-        )
+        modules, groups, setup = self._tables()
+        top = html_table(modules[1:], modules[0]) + html_table(groups[1:], groups[0])
+        return top + html_table(setup)
 
-    def _in_all(self) -> dict[str, str]:
-        return {"parameters": count_text(self.totals)}
+    def _tables(self) -> tuple[Table, Table, Table]:
+        setup = {"parameters": count_text(self.totals), **self.setup}
+        return (
+            [HEAD, *map(_cells, self.rows)],
+            [GROUP_HEAD, *map(_group_cells, self.groups)],
+            [[name, text] for name, text in setup.items()],
+        )
 
 
 def summarize(
@@ -84,35 +79,33 @@ def summarize(
         ValueError: `loader` yields no batch. What the model raises passes through.
 
     >>> from onecycle.data import digits
-    >>> from onecycle.models import simple_cnn
-    >>> model, data = simple_cnn((1, 16, 10)), digits().train
+    >>> model = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
     >>> evaluator = Evaluator([model], torch.device("cpu"), torch.enable_grad)
-    >>> summary = summarize(evaluator, data, torch.optim.SGD(model.parameters(), lr=0.1), None)
-    >>> [(row["class"], row["shape"], row["parameters"]) for row in summary.rows][:2]
-    [('Conv2d', (64, 16, 4, 4), 160), ('ReLU', (64, 16, 4, 4), 0)]
+    >>> opt = torch.optim.SGD(model.parameters(), lr=0.1)
+    >>> summary = summarize(evaluator, digits().train, opt, None)
+    >>> [(row["class"], row["shape"], row["parameters"]) for row in summary.rows]
+    [('Flatten', (64, 64), 0), ('Linear', (64, 10), 650)]
     """
     model = evaluator.model
     with evaluator.kept(loader):
-        for batch in loader:
-            inputs, target = batches.split(batches.to_device(batch, evaluator.device))
-            break
-        else:
+        batch = next(iter(loader), None)
+        if batch is None:
             raise ValueError("data: train yielded no batch, there is nothing to show the model")
+        inputs, target = batches.split(batches.to_device(batch, evaluator.device))
         # A compiled model would be compiled anew for the hooks.
         with _watched(model) as shapes, torch.compiler.set_stance("force_eager"):
             evaluator.predict(inputs)
     setup = {
-        "loss": loss_name(loss_func) or _inferred(target),
+        "loss": _loss_text(loss_func, target),
         "optimizer": optimizer_text(opt),
         "device": str(evaluator.device),
     }
-    return Summary(
-        _rows(model, shapes, opt), counts(model.parameters()), _groups(model, opt), setup
-    )
+    rows, groups = _rows(model, shapes, optimizers.grouped(opt)), _groups(model, opt)
+    return Summary(rows, groups, counts(model.parameters()), setup)
 
 
 def counts(parameters: Iterable[Tensor]) -> dict[str, int]:
-    """Return how many numbers `parameters` hold, in all, trainable and frozen.
+    """Return how many numbers `parameters` hold: in all, trainable and frozen.
 
     >>> counts(nn.Linear(3, 2).parameters())
     {'parameters': 8, 'trainable': 8, 'frozen': 0}
@@ -123,7 +116,7 @@ def counts(parameters: Iterable[Tensor]) -> dict[str, int]:
 
 
 def count_text(totals: Mapping[str, int]) -> str:
-    """Return what `counts` returned in words.
+    """Return in words what `counts` returned.
 
     >>> count_text({"parameters": 2000, "trainable": 1500, "frozen": 500})
     '2,000 (trainable 1,500, frozen 500)'
@@ -134,59 +127,58 @@ def count_text(totals: Mapping[str, int]) -> str:
 def optimizer_text(opt: torch.optim.Optimizer) -> str:
     """Return class and hyper-parameters; what differs between groups with each of its values.
 
-    >>> model = nn.Linear(2, 1)
-    >>> optimizer_text(torch.optim.SGD(model.parameters(), lr=0.1, nesterov=True, momentum=0.9))
-    'SGD(lr=0.1, momentum=0.9, dampening=0, weight_decay=0, nesterov=True)'
+    >>> optimizer_text(optimizers.build(nn.Linear(2, 1), torch.optim.SGD, wd=0.1))
+    'SGD(lr=0.001, momentum=0, dampening=0, weight_decay=0.1 or 0)'
     """
-    values: dict[str, list[str]] = {}
+    values: dict[str, dict[str, None]] = {}
     for group in opt.param_groups:
         for name, value in group.items():
-            if name not in NOT_SHOWN and value is not None and value is not False:
-                values.setdefault(name, []).append(_number(value))
-    given = [f"{name}={' or '.join(dict.fromkeys(texts))}" for name, texts in values.items()]
+            if name not in NO_HYPER and value is not None and value is not False:
+                values.setdefault(name, {})[_number(value)] = None
+    given = [f"{name}={' or '.join(texts)}" for name, texts in values.items()]
     return f"{type(opt).__name__}({', '.join(given)})"
 
 
-def loss_name(loss_func: Any) -> str:
-    """Return the name of a function or of an object's class; an empty one for None."""
-    if loss_func is None:
-        return ""
-    function = getattr(loss_func, "func", loss_func)
+def name_of(function: Any) -> str:
+    """Return the name of a function, that of the class of any other object.
+
+    >>> name_of(nn.CrossEntropyLoss()), name_of(nn.functional.mse_loss)
+    ('CrossEntropyLoss', 'mse_loss')
+    """
+    function = getattr(function, "func", function)
     return str(getattr(function, "__name__", type(function).__name__))
 
 
-def html_table(head: Sequence[str], rows: Iterable[Sequence[Any]], caption: str = "") -> str:
+def html_table(rows: Iterable[Sequence[Any]], head: Sequence[str] = (), caption: str = "") -> str:
     """Return an HTML table; everything is escaped, the first cell of a row is its header.
 
-    >>> print(html_table(["a", "b"], [["<i>", 1]]), end="")
+    >>> print(html_table([["<i>", 1]], ["a", "b"]), end="")
     <table><thead><tr><th scope="col">a</th><th scope="col">b</th></tr></thead>
-    <tbody>
-    <tr><th scope="row">&lt;i&gt;</th><td>1</td></tr>
+    <tbody><tr><th scope="row">&lt;i&gt;</th><td>1</td></tr>
     </tbody></table>
     """
-    cells = "".join(f'<th scope="col">{escape(name)}</th>' for name in head)
     title = f"<caption>{escape(caption)}</caption>" if caption else ""
-    top = f"<thead><tr>{cells}</tr></thead>\n" if head else ""
+    names = "".join(f'<th scope="col">{escape(name)}</th>' for name in head)
+    top = f"<thead><tr>{names}</tr></thead>\n" if head else ""
     body = "".join(
         f'<tr><th scope="row">{escape(str(first))}</th>'
-        + "".join(f"<td>{escape(str(value))}</td>" for value in rest)
+        + "".join(f"<td>{escape(str(cell))}</td>" for cell in rest)
         + "</tr>\n"
         for first, *rest in rows
     )
-    return f"<table>{title}{top}<tbody>\n{body}</tbody></table>\n"
+    return f"<table>{title}{top}<tbody>{body}</tbody></table>\n"
 
 
 @contextmanager
 def _watched(model: nn.Module) -> Iterator[dict[int, Any]]:
-    """Give a dict that fills, as modules start, with the shape of each one's first output."""
+    """Give a dict that fills, as modules start, with the shape of the first output of each."""
     shapes: dict[int, Any] = {}
 
     def begin(module: nn.Module, _: Any) -> None:
         shapes.setdefault(id(module), None)
 
     def end(module: nn.Module, _: Any, output: Any) -> None:
-        if shapes.get(id(module)) is None:
-            shapes[id(module)] = next(_shapes(output), None)
+        shapes[id(module)] = shapes[id(module)] or next(_shapes(output), None)
 
     with ExitStack() as hooks:
         for module in model.modules():
@@ -204,46 +196,38 @@ def _shapes(output: Any) -> Iterator[tuple[int, ...]]:
             yield from _shapes(part)
 
 
-def _rows(model: nn.Module, shapes: dict[int, Any], opt: torch.optim.Optimizer) -> list[Row]:
+def _rows(model: nn.Module, shapes: dict[int, Any], members: list[list[Tensor]]) -> list[Row]:
     """Return the rows of the modules that ran, in their order, then of those that did not."""
     listed = {id(m): (name, m) for name, m in model.named_modules() if _own(m) or _is_leaf(m)}
     ran = [key for key in shapes if key in listed]
-    group_of = {id(p): number for number, members in _members(opt).items() for p in members}
+    groups = {id(p): i for i, parameters in enumerate(members) for p in parameters}
     counted: set[int] = set()
     rows = []
-    for key in [*ran, *(key for key in listed if key not in shapes)]:
+    for key in dict.fromkeys([*ran, *listed]):
         name, module = listed[key]
-        new = [p for p in _own(module) if id(p) not in counted]
-        counted.update(map(id, new))
+        own = _own(module)
         rows.append(
             {
                 "name": name,
                 "class": type(module).__name__,
                 "shape": shapes.get(key),
-                "parameters": sum(p.numel() for p in new),
-                "trainable": _trainable(_own(module)),
-                "groups": sorted({group_of[id(p)] for p in _own(module) if id(p) in group_of}),
+                "parameters": sum(p.numel() for p in own if id(p) not in counted),
+                "trainable": _trainable(own),
+                "groups": sorted({groups[id(p)] for p in own if id(p) in groups}),
             }
         )
+        counted.update(map(id, own))
     return rows
 
 
 def _groups(model: nn.Module, opt: torch.optim.Optimizer) -> list[Row]:
-    """Return the rows of the layer groups, then of what no group holds, if there is anything."""
-    groups = _members(opt)
-    rates = optimizers.current(opt, "lr")
-    rows: list[Row] = [{"group": i, **_sizes(groups[i]), "lr": rates[i]} for i in groups]
-    held = {id(p) for members in groups.values() for p in members}
+    members, rates = optimizers.grouped(opt), optimizers.current(opt, "lr")
+    held = {id(p) for parameters in members for p in parameters}
     rest = [p for p in model.parameters() if id(p) not in held]
-    return [*rows, {"group": None, **_sizes(rest), "lr": None}] if rest else rows
-
-
-def _members(opt: torch.optim.Optimizer) -> dict[int, list[Tensor]]:
-    """Return the parameters of each layer group."""
-    members: dict[int, list[Tensor]] = {i: [] for i in range(optimizers.n_groups(opt))}
-    for i, group in enumerate(opt.param_groups):
-        members[int(group.get("layer_group", i))] += group["params"]
-    return members
+    rows: list[Row] = [
+        {"group": i, **counts(members[i]), "lr": rate} for i, rate in enumerate(rates)
+    ]
+    return [*rows, {"group": None, **counts(rest), "lr": None}] if rest else rows
 
 
 def _own(module: nn.Module) -> list[nn.Parameter]:
@@ -254,29 +238,25 @@ def _is_leaf(module: nn.Module) -> bool:
     return next(module.children(), None) is None
 
 
-def _sizes(parameters: Iterable[Tensor]) -> dict[str, int]:
-    sizes = counts(parameters)
-    return {name: sizes[name] for name in ("parameters", "trainable")}
-
-
 def _trainable(parameters: list[nn.Parameter]) -> str:
-    learning = {p.requires_grad for p in parameters}
-    return "partly" if len(learning) == 2 else {True: "yes", False: "no"}.get(*learning, "")
+    learning = tuple({p.requires_grad for p in parameters})
+    return {(): "", (True,): "yes", (False,): "no"}.get(learning, "partly")
 
 
-def _inferred(target: Any) -> str:
+def _loss_text(loss_func: Any, target: Any) -> str:
+    if loss_func is not None:
+        return name_of(loss_func)
     try:
-        return f"{loss_name(infer_loss(target))} (inferred)"
+        return f"{name_of(infer_loss(target))} (inferred)"
     except ValueError:
-        return "none, and none can be inferred"
+        return "none, and the target does not tell which"
 
 
 def _cells(row: Row) -> list[str]:
-    """Return a module's row as texts."""
     shape = "-" if row["shape"] is None else " x ".join(map(str, row["shape"])) or "scalar"
-    groups = ", ".join(map(str, row["groups"]))
-    name = row["name"] or "(model)"
-    return [name, row["class"], shape, f"{row['parameters']:,}", row["trainable"], groups]
+    kind = row["class"] if len(row["class"]) <= 20 else row["class"][:17] + "..."
+    name, groups = row["name"] or "(model)", ", ".join(map(str, row["groups"]))
+    return [name, kind, shape, f"{row['parameters']:,}", row["trainable"], groups]
 
 
 def _group_cells(row: Row) -> list[str]:
@@ -292,23 +272,16 @@ def _number(value: Any) -> str:
     return f"{number:g}" if isinstance(number, float) else str(number)
 
 
-def _aligned(table: Sequence[Sequence[str]], left: int) -> list[str]:
-    """Return lines of columns, the first `left` aligned to the left, cut to fit the width."""
-    table = [[_cut(row[0], 60), *(_cut(cell, 24) for cell in row[1:])] for row in table]
+def _aligned(table: Table, left: int) -> str:
+    """Return lines of columns, `left` of them aligned to the left; long names lose their start."""
     widths = [max(map(len, column)) for column in zip(*table, strict=True)]
     room = max(12, WIDTH - sum(widths[1:]) - 2 * len(widths[1:]))
     widths[0] = min(widths[0], room)
-    return [
+    sides = [f"{'<' if i < left else '>'}{width}" for i, width in enumerate(widths)]
+    lines = [
         "  ".join(
-            cell.ljust(width) if i < left else cell.rjust(width)
-            for i, (cell, width) in enumerate(
-                zip([_cut(row[0], room), *row[1:]], widths, strict=True)
-            )
-        ).rstrip()
-        for row in table
+            map(format, [first if len(first) <= room else "..." + first[3 - room :], *rest], sides)
+        )
+        for first, *rest in table
     ]
-
-
-def _cut(text: str, width: int) -> str:
-    """Return the end of a text that is too long: there names differ."""
-    return text if len(text) <= width else "..." + text[3 - width :]
+    return "\n".join(line.rstrip() for line in lines)

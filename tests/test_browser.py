@@ -75,6 +75,7 @@ def run(request, driver, server):
     nbformat.write(notebook, path)
 
     lab = browser.Lab(driver, server, name)
+    assert lab.look(lambda page: page["texts"])["texts"] != []
     lab.start("notebook:clear-all-cell-outputs")
     assert lab.look(lambda page: not page["texts"])["texts"] == []
     lab.start("notebook:run-all-cells")
@@ -157,7 +158,7 @@ def test_a_report_needs_nothing_but_its_file(learn, driver, tmp_path):
 
     assert driver.get_log("browser") == []
     assert browser.requests(driver) == [(tmp_path / "run.html").as_uri()]
-    table = "return [...document.querySelectorAll('tbody tr')].length"
-    assert driver.execute_script(table) == 2
+    rows = "return document.querySelectorAll('[aria-labelledby=epochs] tbody tr').length"
+    assert driver.execute_script(rows) == 2
     sizes = "return [...document.querySelectorAll('svg')].map(svg => svg.clientWidth)"
     assert min(driver.execute_script(sizes)) > 100

@@ -4,7 +4,7 @@ import json
 
 import numpy as np
 import pytest
-from helpers import Log, mlp, sgd
+from helpers import Log, mlp, same, sgd
 from matplotlib import pyplot as plt
 
 from onecycle import Callback, CancelEpoch, Learner, Recorder, accuracy
@@ -101,7 +101,7 @@ def test_the_state_is_plain_and_complete(trained):
     state = json.loads(json.dumps(trained.recorder.state_dict()))
     other = Recorder()
     other.load_state_dict(state)
-    assert other.state_dict() == trained.recorder.state_dict()
+    assert same(other.state_dict(), trained.recorder.state_dict())
     assert other.epochs.tolist() == trained.recorder.epochs.tolist()
 
 

@@ -13,10 +13,11 @@ import onecycle
 PACKAGE = Path(onecycle.__file__).parent
 LAYERS = [
     {"checks", "batch", "smoothing", "state", "files", "plot"},
-    {"schedules", "optimizers", "metrics", "suggest", "models", "checkpoint"},
-    {"callback", "data", "evaluation"},
+    {"schedules", "optimizers", "metrics", "suggest", "models", "checkpoint", "display"},
+    {"callback", "data", "evaluation", "freezing", "plot_activations"},
     {"step", "loop"},
-    {"callbacks"},
+    {"callbacks", "summary"},
+    {"report"},
     {"learner"},
     {"__main__"},
 ]
@@ -63,6 +64,7 @@ def test_imports_point_down(path):
 
 def test_public_names():
     assert sorted(onecycle.__all__) == [
+        "ActivationStats",
         "Callback",
         "CancelBatch",
         "CancelEpoch",
@@ -71,10 +73,12 @@ def test_public_names():
         "LRFind",
         "LRFinder",
         "Learner",
+        "LivePlot",
         "OneCycleScheduler",
         "ParamScheduler",
         "ProgressBar",
         "Recorder",
+        "TorchScheduler",
         "accuracy",
         "data",
         "error_rate",

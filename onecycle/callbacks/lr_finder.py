@@ -99,11 +99,11 @@ class LRFind(float):
 class LRFinder(Callback):
     """Raise the learning rate from `start_lr` to `end_lr`, by the same factor at each step.
 
-    lr(k) = start_lr (end_lr / start_lr)^(k / (num_it - 1)) at step k, for every layer group. The
-    run ends after `num_it` steps, at a loss that is not finite, or, with `stop_div`, when the
-    median of the last three losses is above first + max(first - lowest, |first|, 4 noise), with
-    first and noise from the first ten losses. `Learner.lr_find` runs it and puts everything back;
-    used by itself in a `fit`, it trains.
+    lr(k) = start_lr (end_lr / start_lr)^(k / (num_it - 1)) at step k for the last layer group; the
+    others keep their ratio to it. The run ends after `num_it` steps, at a loss that is not finite,
+    or, with `stop_div`, when the median of the last three losses is above first + max(first -
+    lowest, |first|, 4 noise), with first and noise from the first ten losses. `Learner.lr_find`
+    runs it and puts everything back; used by itself in a `fit`, it trains.
 
     Args:
         start_lr: the first learning rate, above 0.
@@ -135,16 +135,18 @@ class LRFinder(Callback):
         self.stop_div = stop_div
         self.lrs: list[float] = []
         self.losses: list[float] = []
+        self._ratios = [1.0]
         self._schedule = schedules.exponential(self.start_lr, self.end_lr)
 
-    def on_train_begin(self, learn: Learner) -> None:  # noqa: ARG002 - the contract of a hook
+    def on_train_begin(self, learn: Learner) -> None:
         """Forget an earlier sweep."""
         self.lrs, self.losses = [], []
+        self._ratios = optimizers.ratios(learn.opt)
 
     def on_batch_begin(self, learn: Learner) -> None:
         """Set the learning rate of this step."""
         lr = self._schedule(schedules.progress(learn.step, self.num_it))
-        optimizers.write(learn.opt, "lr", [lr])
+        optimizers.write(learn.opt, "lr", [lr * ratio for ratio in self._ratios])
 
     def on_step_end(self, learn: Learner) -> None:
         """Record the step; stop at the end, at divergence, or at a loss that is not finite."""

@@ -1,32 +1,32 @@
-"""The progress display: a bar within the epoch, a row of an aligned table after it."""
+"""The progress display: a bar within the epoch, a row of a table after it."""
 
 from __future__ import annotations
 
-import os
-import sys
 import time
-from importlib.util import find_spec
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from onecycle import optimizers
 from onecycle.callback import Callback
-from onecycle.plot import in_notebook
+from onecycle.display import Surface, surface
 
 if TYPE_CHECKING:
     from onecycle.learner import Learner
 
-REFRESH = 0.1  # seconds between two updates of the bar
-
 
 class ProgressBar(Callback):
-    """Print one row for every epoch, and show a bar while an epoch runs.
+    """Show how far training is, and a row of a table after every epoch.
 
-    The bar is tqdm's, for a terminal or a notebook; a log file gets the table only.
-    `ONECYCLE_PROGRESS=off` in the environment shows nothing. Every Learner has one;
-    `learn.no_bar()` and `learn.no_logging()` silence it.
+    A notebook gets an HTML table that grows, with a bar beneath; a terminal a line of tqdm and an
+    aligned table; a log a line for every epoch and at most one a minute in between.
+    `ONECYCLE_PROGRESS`, in the environment, forces one of "notebook", "terminal", "log" and "off".
+    Every Learner has one; `learn.no_bar()` and `learn.no_logging()` silence it.
+
+    The bar tells loss, learning rate, batches a second, and the time left for the epoch and for the
+    run. It moves by the clock, ten times a second in a terminal and four times in a notebook.
 
     Args:
         bar: show the bar.
-        table: print the table.
+        table: show the table.
 
     >>> quiet = ProgressBar(bar=False)
     """
@@ -34,87 +34,77 @@ class ProgressBar(Callback):
     def __init__(self, bar: bool = True, table: bool = True) -> None:
         self.bar = bar
         self.table = table
-        self._columns: list[str] = []
-        self._tqdm: Any = None
-        self._shown = 0
-        self._next = 0.0
+        self._surface = Surface()
+        self._first = 0
+        self._started = self._next = 0.0
 
-    def on_train_begin(self, learn: Learner) -> None:  # noqa: ARG002 - the contract of a hook
-        """Begin a new table."""
-        self._columns = []
+    def on_train_begin(self, learn: Learner) -> None:
+        """Choose a surface and begin a new table."""
+        self._surface = surface() if self.bar or self.table else Surface()
+        if self.table:
+            self._surface.begin()
+        self._first = learn.epoch
+        self._started = time.monotonic()
+        self._next = self._started + self._surface.refresh if self.bar else float("inf")
 
     def on_epoch_begin(self, learn: Learner) -> None:
         """Open the bar of the epoch."""
-        self._close()
-        if self.bar and not _off() and _watched():
-            self._tqdm = _bar(
-                total=learn.batches_per_epoch,
-                desc=f"epoch {learn.epoch + 1}/{learn.n_epochs}",
-                leave=False,
-                mininterval=0.0,
-                dynamic_ncols=True,
-            )
-            self._shown, self._next = 0, time.monotonic() + REFRESH
+        if self.bar:
+            label = f"epoch {learn.epoch + 1}/{learn.n_epochs}"
+            self._surface.open(label, learn.batches_per_epoch)
 
     def on_batch_end(self, learn: Learner) -> None:
-        """Move the bar, at most ten times a second."""
-        if self._tqdm is None or time.monotonic() < self._next:
-            return
-        if learn.loss is not None:
-            self._tqdm.set_postfix_str(f"loss {learn.loss.item():.4f}", refresh=False)
-        self._tqdm.update(learn.batch_index + 1 - self._shown)
-        self._shown, self._next = learn.batch_index + 1, time.monotonic() + REFRESH
+        """Move the bar when it is time."""
+        if time.monotonic() >= self._next:
+            self._move(learn)
+
+    def on_validate_begin(self, learn: Learner) -> None:
+        """Show a full bar during validation."""
+        if self._surface.refresh < 1.0 and self.bar:
+            self._move(learn)
 
     def on_epoch_end(self, learn: Learner) -> None:
-        """Print the row of the epoch, under a header when the columns are new."""
-        self._close()
-        if not self.table or _off():
-            return
-        row = learn.recorder.history[-1]
-        if list(row) != self._columns:
-            self._columns = list(row)
-            print("  ".join(_head(name) for name in row))
-        print("  ".join(_cell(name, value) for name, value in row.items()), flush=True)
+        """Show the row of the epoch."""
+        if self.table:
+            self._surface.row(learn.recorder.history[-1])
 
-    def on_train_end(self, learn: Learner) -> None:  # noqa: ARG002
+    def on_train_end(self, learn: Learner) -> None:  # noqa: ARG002 - the contract of a hook
         """Leave no bar behind."""
-        self._close()
+        self._surface.end()
+        self._surface = Surface()
+        self._next = float("inf")
 
-    def _close(self) -> None:
-        if self._tqdm is not None:
-            self._tqdm.close()
-            self._tqdm = None
+    def _place(self, learn: Learner) -> tuple[int, float]:
+        """Return the batches of the bar that are done, and the share of the run."""
+        done = learn.batch_index + 1
+        epochs = learn.epoch - self._first + done / learn.batches_per_epoch
+        return done, epochs / (learn.stop_epoch - self._first)
 
-
-def _head(name: str) -> str:
-    return ("time" if name == "seconds" else name).rjust(_width(name))
-
-
-def _cell(name: str, value: Any) -> str:
-    """Return one value, right-aligned under its name."""
-    if name == "seconds":
-        text = f"{int(value) // 60:02d}:{int(value) % 60:02d}"
-    elif name == "lr":
-        text = f"{value:.2e}"
-    else:
-        text = f"{value:.6f}" if isinstance(value, float) else str(value)
-    return text.rjust(_width(name))
+    def _move(self, learn: Learner) -> None:
+        done, share = self._place(learn)
+        now = time.monotonic()
+        left = (now - self._started) * (1.0 - share) / share if share > 0 else 0.0
+        loss = "" if learn.loss is None else f"loss {learn.loss.item():.4f}, "
+        text = f"{loss}lr {optimizers.read(learn.opt, 'lr'):.2e}"
+        self._surface.move(done, text, max(left, 0.0))
+        self._next = now + self._surface.refresh
 
 
-def _width(name: str) -> int:
-    return 5 if name in ("epoch", "seconds") else max(len(name), 10)
+class SweepBar(ProgressBar):
+    """One bar over the steps of a sweep, and no table."""
 
+    def __init__(self, label: str, steps: int) -> None:
+        super().__init__(table=False)
+        self.label = label
+        self.steps = steps
 
-def _off() -> bool:
-    return os.environ.get("ONECYCLE_PROGRESS") == "off"
+    def on_epoch_begin(self, learn: Learner) -> None:
+        """Open the bar at the first epoch."""
+        if learn.step == 0:
+            self._surface.open(self.label, self.steps)
 
+    def on_epoch_end(self, learn: Learner) -> None:
+        """Keep it."""
 
-def _watched() -> bool:
-    """Tell whether a bar can move: in a terminal, or in a notebook that has widgets."""
-    return sys.stderr.isatty() or (in_notebook() and find_spec("ipywidgets") is not None)
-
-
-def _bar(**options: Any) -> Any:
-    from tqdm.auto import tqdm
-
-    return tqdm(**options)
+    def _place(self, learn: Learner) -> tuple[int, float]:
+        return learn.step, learn.step / self.steps

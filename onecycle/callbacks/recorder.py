@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import csv
+import io
+import json
+import math
 import time
 from array import array
 from itertools import pairwise
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
-from onecycle import optimizers
+from onecycle import checks, files, optimizers
 from onecycle.callback import Callback
+from onecycle.files import PathLike
 from onecycle.smoothing import Array, centred_mean
 
 if TYPE_CHECKING:
@@ -29,8 +35,9 @@ Row = dict[str, Any]
 class Recorder(Callback):
     """What happened, step by step and epoch by epoch; every Learner has one as `learn.recorder`.
 
-    * `losses`, `lrs`, `moms`: arrays with one number for every optimizer step: the training loss of
-      its batches, learning rate and momentum of the last layer group (nan without momentum).
+    * `losses`, `lrs`, `moms`, `grad_norms`: arrays with one number for every optimizer step: the
+      training loss of its batches, learning rate and momentum of the last layer group (nan without
+      momentum), the norm of all gradients before clipping (nan where the Learner has no `clip`).
     * `history`: one dict for every epoch: epoch (counted from 1 over all fits), train_loss (the
       exact mean over the epoch's samples), valid_loss and the metrics where there is validation
       data, lr of the last step, seconds.
@@ -48,8 +55,10 @@ class Recorder(Callback):
         self._losses = array("d")
         self._lrs = array("d")
         self._moms = array("d")
+        self._grad_norms = array("d")
         self._epoch_ends: list[int] = []
         self._unread: list[Tensor] = []
+        self._unread_norms: list[Tensor] = []
         self._samples: list[int] = []
         self._started = 0.0
 
@@ -68,6 +77,12 @@ class Recorder(Callback):
     def moms(self) -> Array:
         """Momentum of every step, nan where the optimizer has none."""
         return np.array(self._moms)
+
+    @property
+    def grad_norms(self) -> Array:
+        """Norm of the gradients of every step before clipping, nan where it was not measured."""
+        self._read()
+        return np.array(self._grad_norms)
 
     @property
     def smooth_losses(self) -> Array:
@@ -93,6 +108,49 @@ class Recorder(Callback):
         marks = {steps: epoch for epoch, steps in enumerate(ends)}
         return np.interp(np.arange(len(self._lrs)), list(marks), list(marks.values()))
 
+    @property
+    def borders(self) -> list[int]:
+        """Epochs after which a further fit began."""
+        return [epochs for _, epochs in self.fits if epochs > 0]
+
+    def columns(self) -> dict[str, list[Any]]:
+        """Return the history by column; a row that lacks a value has nan there.
+
+        >>> Recorder().columns()
+        {}
+        """
+        names = dict.fromkeys(name for row in self.history for name in row)
+        return {name: [row.get(name, float("nan")) for row in self.history] for name in names}
+
+    def to_pandas(self) -> Any:
+        """Return the history as a pandas DataFrame, a row for every epoch.
+
+        Raises:
+            ImportError: pandas is not installed.
+        """
+        try:
+            import pandas as pd
+        except ImportError:
+            raise ImportError("to_pandas needs pandas: pip install pandas") from None
+        return pd.DataFrame(self.columns())
+
+    def write_csv(self, path: PathLike) -> Path:
+        """Write the history to `path` as CSV, a line for every epoch, and return the path."""
+        text = io.StringIO(newline="")
+        columns = self.columns()
+        table = csv.writer(text, lineterminator="\n")
+        table.writerow(columns)
+        table.writerows(zip(*columns.values(), strict=True))
+        return files.write_text(path, text.getvalue())
+
+    def write_json(self, path: PathLike) -> Path:
+        """Write everything recorded to `path` as JSON, and return the path.
+
+        The keys are those of `state_dict`: "history" a list of rows, "losses" and the like a number
+        for every step. What is not finite is null, as JSON has no nan.
+        """
+        return files.write_text(path, json.dumps(_finite(self.state_dict()), indent=1) + "\n")
+
     def on_train_begin(self, learn: Learner) -> None:  # noqa: ARG002 - the contract of a hook
         """Mark where this fit begins."""
         self.fits.append((len(self._lrs), len(self.history)))
@@ -108,6 +166,7 @@ class Recorder(Callback):
         self._lrs.append(optimizers.read(learn.opt, "lr"))
         self._moms.append(optimizers.read(learn.opt, "mom"))
         self._unread.append(learn.training_step.loss)
+        self._unread_norms.append(learn.training_step.grad_norm)
         self._samples.append(learn.training_step.samples)
         if len(self._unread) >= BLOCK:
             self._read()
@@ -139,6 +198,7 @@ class Recorder(Callback):
             "losses": self.losses.tolist(),
             "lrs": self._lrs.tolist(),
             "moms": self._moms.tolist(),
+            "grad_norms": self._grad_norms.tolist(),
             "epoch_ends": list(self._epoch_ends),
         }
 
@@ -149,8 +209,10 @@ class Recorder(Callback):
         self._losses = array("d", state["losses"])
         self._lrs = array("d", state["lrs"])
         self._moms = array("d", state["moms"])
+        self._grad_norms = array("d", state["grad_norms"])
         self._epoch_ends = list(state["epoch_ends"])
         self._unread.clear()
+        self._unread_norms.clear()
         self._samples.clear()
 
     def plot(self, ax: Axes | None = None) -> Axes:
@@ -175,22 +237,54 @@ class Recorder(Callback):
         """
         from onecycle import plot
 
-        if not show_moms:
-            return plot.over_epochs(self.epochs, self.lrs, "learning rate", ax)
-        if ax is not None and not np.iterable(ax):
+        names = {"learning rate": self.lrs} | ({"momentum": self.moms} if show_moms else {})
+        if ax is None:
+            ax = plot.side_by_side([5.0] * len(names))
+        elif show_moms and not np.iterable(ax):
             raise TypeError("ax must be a pair of axes with show_moms=True, got one")
-        left, right = plot.side_by_side(2) if ax is None else ax
-        return (
-            plot.over_epochs(self.epochs, self.lrs, "learning rate", left),
-            plot.over_epochs(self.epochs, self.moms, "momentum", right),
+        drawn = tuple(
+            plot.over_epochs(self.epochs, values, name, one, borders=self.borders)
+            for (name, values), one in zip(names.items(), np.atleast_1d(ax), strict=True)
         )
+        return drawn if show_moms else drawn[0]
 
-    def plot_losses(self, ax: Axes | None = None) -> Axes:
-        """Draw training loss, raw and smooth, and validation loss over epochs; return the axes."""
+    def plot_losses(self, skip_start: int = 0, log: bool = False, ax: Axes | None = None) -> Axes:
+        """Draw training loss, raw and smooth, and validation loss over epochs; return the axes.
+
+        Args:
+            skip_start: steps at the beginning that are left out.
+            log: logarithmic scale.
+            ax: axes to draw into.
+        """
         from onecycle import plot
 
+        skip = checks.integer("skip_start", skip_start, low=0)
         return plot.losses(
-            self.epochs, self.losses, self.smooth_losses, self._column("valid_loss"), ax
+            self.epochs[skip:],
+            self.losses[skip:],
+            self.smooth_losses[skip:],
+            self._column("valid_loss"),
+            ax,
+            log=log,
+            borders=self.borders,
+        )
+
+    def plot_grad_norm(self, log: bool = True, ax: Axes | None = None) -> Axes:
+        """Draw the norm of the gradients before clipping over epochs; return the axes.
+
+        Raises:
+            ValueError: it was not measured.
+        """
+        from onecycle import plot
+
+        norms = self.grad_norms
+        if not np.isfinite(norms).any():
+            raise ValueError(
+                "no gradient norms to plot: train with Learner(clip=...), where "
+                'clip=float("inf") measures and does not clip'
+            )
+        return plot.over_epochs(
+            self.epochs, norms, "gradient norm", ax, borders=self.borders, log=log
         )
 
     def plot_metrics(self, ax: Axes | None = None) -> Axes:
@@ -207,7 +301,8 @@ class Recorder(Callback):
         )
         if not names:
             raise ValueError("no metrics to plot: give Learner(metrics=...) and validation data")
-        return plot.metrics({name: self._column(name) for name in names}, ax)
+        columns = {name: self._column(name) for name in names}
+        return plot.metrics(columns, ax, borders=self.borders)
 
     def _column(self, name: str) -> list[tuple[int, float]]:
         """Return (epoch, value) of every row that has `name`."""
@@ -223,4 +318,15 @@ class Recorder(Callback):
         """Move the unread losses to the host, all at once."""
         if self._unread:
             self._losses.extend(torch.stack(self._unread).tolist())
+            self._grad_norms.extend(torch.stack(self._unread_norms).tolist())
             self._unread.clear()
+            self._unread_norms.clear()
+
+
+def _finite(value: Any) -> Any:
+    """Return `value` with None for every number that JSON cannot hold."""
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

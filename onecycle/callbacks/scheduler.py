@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
+
+import torch
 
 from onecycle import optimizers, schedules
 from onecycle.callback import Callback
@@ -13,6 +15,8 @@ from onecycle.schedules import Schedule
 
 if TYPE_CHECKING:
     from onecycle.learner import Learner
+
+Plan = dict[str, list[Schedule]]
 
 
 class ParamScheduler(Callback):
@@ -33,7 +37,7 @@ class ParamScheduler(Callback):
     def __init__(self, schedules: Mapping[str, Schedule | Sequence[Schedule]]) -> None:
         if not isinstance(schedules, Mapping):
             raise TypeError(f"schedules must be a dict of name to schedule, got {schedules!r}")
-        self.schedules: dict[str, list[Schedule]] = {}
+        self.schedules: Plan = {}
         for name, value in schedules.items():
             functions = [value] if callable(value) else value
             given = isinstance(functions, (list, tuple)) and len(functions) > 0
@@ -42,30 +46,38 @@ class ParamScheduler(Callback):
                     f"schedules[{name!r}] must be a function of progress, got {value!r}"
                 )
             self.schedules[name] = list(functions)
+        self._plan = self.schedules
 
-    def on_train_begin(self, learn: Learner) -> None:
-        """Check that names and numbers of schedules fit the optimizer, before the first step."""
-        n = optimizers.n_groups(learn.opt)
+    def plan(self, opt: torch.optim.Optimizer, total_steps: int) -> Plan:
+        """Return for each hyper-parameter one schedule, or one for each layer group.
+
+        Raises:
+            ValueError: a name or a number of schedules does not fit the optimizer.
+        """
+        n = optimizers.n_groups(opt)
         for name, functions in self.schedules.items():
-            if not optimizers.has(learn.opt, name):
-                known = [
-                    "lr",
-                    "mom",
-                    "wd",
-                    *(k for k in learn.opt.param_groups[0] if k != "params"),
-                ]
+            if not optimizers.has(opt, name):
+                known = ["lr", "mom", "wd", *(k for k in opt.param_groups[0] if k != "params")]
                 raise ValueError(
-                    f"schedules[{name!r}]: {type(learn.opt).__name__} has no such hyper-parameter, "
+                    f"schedules[{name!r}]: {type(opt).__name__} has no such hyper-parameter, "
                     f"it has {', '.join(known)}"
                 )
             if len(functions) not in (1, n):
                 raise ValueError(
                     f"schedules[{name!r}] must hold 1 or {n} schedules, got {len(functions)}"
                 )
+        return {
+            name: [schedules.on_steps(function, total_steps) for function in functions]
+            for name, functions in self.schedules.items()
+        }
+
+    def on_train_begin(self, learn: Learner) -> None:
+        """Plan this run, before the first step."""
+        self._plan = self.plan(learn.opt, learn.total_steps)
 
     def on_batch_begin(self, learn: Learner) -> None:
         """Write the values of this step."""
-        for name, functions in self.schedules.items():
+        for name, functions in self._plan.items():
             values = [function(learn.progress) for function in functions]
             optimizers.write(learn.opt, name, values)
 
@@ -141,16 +153,20 @@ class OneCycleScheduler(Callback):
             total_steps=total_steps,
         )
 
+    def plan(self, opt: torch.optim.Optimizer, total_steps: int) -> Plan:
+        """Return the schedules of a run of `total_steps` steps: "lr" and, where it moves, "mom"."""
+        n = optimizers.n_groups(opt)
+        peaks = optimizers.spread("max_lr", self.max_lr, n, optimizers.ratios(opt))
+        plan: Plan = {"lr": [self.lr_schedule(peak, total_steps) for peak in peaks]}
+        momentum = self.mom_schedule(total_steps)
+        if momentum is not None and optimizers.has_momentum(opt):
+            plan["mom"] = [momentum]
+        return plan
+
     def on_train_begin(self, learn: Learner) -> None:
         """Build the schedules of this run's steps."""
-        peaks = optimizers.spread("max_lr", self.max_lr, optimizers.n_groups(learn.opt))
-        plan: dict[str, list[Callable[[float], float]]] = {
-            "lr": [self.lr_schedule(peak, learn.total_steps) for peak in peaks]
-        }
-        momentum = self.mom_schedule(learn.total_steps)
-        if momentum is not None and optimizers.has_momentum(learn.opt):
-            plan["mom"] = [momentum]
-        elif momentum is not None:
+        plan = self.plan(learn.opt, learn.total_steps)
+        if self.moms is not None and "mom" not in plan:
             warnings.warn(
                 f"{type(learn.opt).__name__} has no momentum in use, so 1cycle moves the learning "
                 "rate only; moms=None says that this is meant",

@@ -7,8 +7,8 @@ it multiplies the learning rate, so most builders begin at, or rise to, 1 by def
 The grid: step t of T steps (t = 0 .. T-1) has progress t / (T-1). The first batch trains at the
 first value and the last batch at the last one, as in `torch.optim.lr_scheduler.OneCycleLR`.
 
-Builders with parts take `total_steps`, which puts the beginning of every part on a step exactly;
-`fit_one_cycle` and its like give it. Without it a border may lie between two steps.
+Builders with parts take `total_steps`, which puts the beginning of every part on a step exactly.
+Without it a border may lie between two steps, until `fit`, which knows the steps, puts it on one.
 """
 
 from onecycle.schedules.cycle import one_cycle, one_cycle_momentum
@@ -21,6 +21,7 @@ from onecycle.schedules.shapes import (
     exponential,
     join,
     linear,
+    on_steps,
     one_minus_sqrt,
     poly,
     progress,
@@ -38,6 +39,7 @@ __all__ = [
     "flat_cos",
     "join",
     "linear",
+    "on_steps",
     "one_cycle",
     "one_cycle_momentum",
     "one_minus_sqrt",

@@ -1,9 +1,10 @@
 """The 1cycle policy: learning rate up and down once, momentum down and up."""
 
 from onecycle import checks
-from onecycle.schedules.shapes import Schedule, cosine, join, linear, progress
+from onecycle.schedules.shapes import Schedule, cosine, join, linear, progress, stepped
 
 
+@stepped
 def one_cycle(
     max_lr: float = 1.0,
     *,
@@ -57,6 +58,7 @@ def one_cycle(
     return _cycle(start, max_lr, end, pct_start, warmup, three_phase, total_steps)
 
 
+@stepped
 def one_cycle_momentum(
     moms: tuple[float, float] = (0.95, 0.85),
     *,

@@ -17,6 +17,7 @@ from onecycle.schedules.shapes import (
     joined,
     linear,
     one_minus_sqrt,
+    stepped,
 )
 
 COOLDOWNS = {"linear": linear, "1-sqrt": one_minus_sqrt, "cos": cosine}
@@ -24,6 +25,7 @@ MODES = ("triangular", "triangular2", "exp_range")
 ROUNDING = 1e-9  # of a run: what sums of cycle lengths may miss its end by
 
 
+@stepped
 def flat_cos(
     max_lr: float = 1.0,
     *,
@@ -52,6 +54,7 @@ def flat_cos(
     return joined(parts, [0.0, _begin(pct_start, total_steps), 1.0])
 
 
+@stepped
 def wsd(
     max_lr: float = 1.0,
     *,
@@ -93,6 +96,7 @@ def wsd(
     return joined(parts, [0.0, min(_begin(warmup, total_steps), down), down, 1.0])
 
 
+@stepped
 def sgdr(
     max_lr: float = 1.0,
     *,
@@ -131,6 +135,7 @@ def sgdr(
     return _until(epochs, ((down, cycle_len * cycle_mult**i) for i in count()), total_steps)
 
 
+@stepped
 def triangular(
     base_lr: float = 0.25,
     max_lr: float = 1.0,
@@ -190,6 +195,7 @@ def triangular(
     return schedule
 
 
+@stepped
 def step_decay(
     start: float = 1.0,
     *,
@@ -222,6 +228,7 @@ def step_decay(
     return lambda p: start * factor ** bisect_right(borders, p)
 
 
+@stepped
 def repeat(schedule: Schedule, times: int, *, total_steps: int | None = None) -> Schedule:
     """Return `schedule` `times` times over, such as 20 cycles of one epoch.
 

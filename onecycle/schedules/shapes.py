@@ -1,12 +1,53 @@
 """Shapes from a first value to a last one, and what puts them together."""
 
+import functools
 import math
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from onecycle import checks
 
 Schedule = Callable[[float], float]
+
+
+class Stepped:
+    """A schedule that can put the beginnings of its parts on the steps of a run.
+
+    Args:
+        build: number of steps, or None for a continuous progress -> schedule.
+    """
+
+    def __init__(self, build: Callable[[int | None], Schedule]) -> None:
+        self.build = build
+        self._free = build(None)
+
+    def __call__(self, p: float) -> float:
+        """Return the value at progress `p`, of a run of unknown length."""
+        return self._free(p)
+
+
+def stepped(builder: Callable[..., Schedule]) -> Callable[..., Schedule]:
+    """Let what `builder` returns for no `total_steps` be told them later, by `on_steps`."""
+
+    @functools.wraps(builder)
+    def build(*args: Any, total_steps: int | None = None, **options: Any) -> Schedule:
+        def planned(steps: int | None) -> Schedule:
+            return builder(*args, total_steps=steps, **options)
+
+        return Stepped(planned) if total_steps is None else planned(total_steps)
+
+    return build
+
+
+def on_steps(schedule: Schedule, total_steps: int) -> Schedule:
+    """Return `schedule` with its parts beginning on the steps of a run, where it has parts.
+
+    >>> from onecycle.schedules import wsd
+    >>> on_steps(wsd(warmup=0.5), total_steps=10)(5 / 9)
+    1.0
+    """
+    return schedule.build(total_steps) if isinstance(schedule, Stepped) else schedule
 
 
 def progress(step: int, total_steps: int) -> float:
@@ -147,6 +188,9 @@ def scaled(schedule: Schedule, factor: float) -> Schedule:
     >>> scaled(linear(1.0, 0.0), 0.1)(0.0)
     0.1
     """
+    if isinstance(schedule, Stepped):
+        build = schedule.build
+        return Stepped(lambda steps: scaled(build(steps), factor))
     return lambda p: factor * schedule(p)
 
 

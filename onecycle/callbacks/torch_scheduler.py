@@ -1,0 +1,86 @@
+"""An adapter for the schedulers of torch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
+
+from onecycle.callback import Callback
+
+if TYPE_CHECKING:
+    from onecycle.learner import Learner
+
+PATCHED = ("step", "_opt_called")  # what torch's schedulers put on an optimizer
+
+
+class TorchScheduler(Callback):
+    """Let a `torch.optim.lr_scheduler` move the learning rate, once for every optimizer update.
+
+    Every fit begins with a new scheduler; afterwards the optimizer is as it was. Pass it to
+    `Learner.fit` as `schedule` or among the callbacks.
+
+    Args:
+        make: optimizer -> scheduler, such as `partial(StepLR, step_size=100)`. It counts steps,
+            not epochs.
+
+    Raises:
+        TypeError: `make` is a finished scheduler, makes none, or is ReduceLROnPlateau, which
+            follows a metric and not the steps.
+
+    >>> from functools import partial
+    >>> from torch.optim.lr_scheduler import StepLR
+    >>> every_hundred_steps = TorchScheduler(partial(StepLR, step_size=100))
+    """
+
+    def __init__(self, make: Callable[[torch.optim.Optimizer], Any]) -> None:
+        if not callable(make):
+            raise TypeError(
+                "make must be what makes a scheduler, such as partial(StepLR, step_size=100), "
+                f"got {make!r}"
+            )
+        self.make = make
+        self._scheduler: LRScheduler | None = None
+        self._own: dict[str, Any] = {}
+        self._state: dict[str, Any] | None = None
+        self._resumed = False
+
+    def on_train_begin(self, learn: Learner) -> None:
+        """Make the scheduler, which sets the rate of the first step."""
+        own = {name: value for name, value in vars(learn.opt).items() if name in PATCHED}
+        scheduler = self.make(learn.opt)
+        if not isinstance(scheduler, LRScheduler) or isinstance(scheduler, ReduceLROnPlateau):
+            raise TypeError(
+                f"make must return a scheduler that counts steps, got {type(scheduler).__name__}"
+            )
+        self._scheduler, self._own = scheduler, own
+        if self._resumed and self._state is not None:
+            scheduler.load_state_dict(self._state)
+        self._resumed = False
+
+    def on_step_end(self, learn: Learner) -> None:
+        """Set the rate of the next step."""
+        # Some refuse to go beyond the steps they were made for.
+        if self._scheduler is not None and learn.step < learn.total_steps:
+            self._scheduler.step()
+
+    def on_train_end(self, learn: Learner) -> None:
+        """Take what a scheduler leaves on the optimizer away again."""
+        if self._scheduler is None:
+            return
+        self._state = self.state_dict()["scheduler"]
+        for name in PATCHED:
+            vars(learn.opt).pop(name, None)
+        vars(learn.opt).update(self._own)
+        self._scheduler, self._own = None, {}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the scheduler's state."""
+        current = self._state if self._scheduler is None else self._scheduler.state_dict()
+        return {"scheduler": current}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from there in the next fit."""
+        self._state, self._resumed = state["scheduler"], True

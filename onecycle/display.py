@@ -1,0 +1,290 @@
+"""Surfaces that progress is shown on: a notebook, a terminal, a log, or none.
+
+Each shows a table that grows by a row for every epoch, and while something runs, how far it is.
+`ONECYCLE_PROGRESS` in the environment chooses one; "auto", the default, looks where it is.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Mapping
+from html import escape
+from importlib.util import find_spec
+from typing import Any, ClassVar
+
+from onecycle import checks
+from onecycle.plot import in_notebook
+
+VARIABLE = "ONECYCLE_PROGRESS"
+EMPTY = {"text/html": "", "text/plain": ""}
+CELL = "text-align: right; padding: 0.2em 0.8em"
+Row = Mapping[str, Any]
+
+
+class Surface:
+    """Shows nothing; the base of the others."""
+
+    refresh: ClassVar[float] = float("inf")  # seconds between two updates of the bar
+
+    def begin(self) -> None:
+        """Begin a new table."""
+
+    def row(self, row: Row) -> None:
+        """Add a row to the table."""
+
+    def open(self, label: str, total: int) -> None:
+        """Show a bar of `total` batches in the place of an earlier one."""
+
+    def move(self, done: int, text: str, left: float) -> None:
+        """Move the bar to `done` batches, with `text`; the run has `left` seconds to go."""
+
+    def end(self) -> None:
+        """Leave the finished table, and no bar."""
+
+
+class Terminal(Surface):
+    """A line of tqdm on stderr while an epoch runs, an aligned table on stdout."""
+
+    refresh = 0.1
+
+    def __init__(self) -> None:
+        self._names: list[str] = []
+        self._tqdm: Any = None
+
+    def begin(self) -> None:
+        """Begin a new table."""
+        self._names = []
+
+    def row(self, row: Row) -> None:
+        """Print a row, under a header when the columns are new."""
+        self.end()
+        for line in table_lines(row, self._names):
+            print(line, flush=True)
+        self._names = list(row)
+
+    def open(self, label: str, total: int) -> None:
+        """Show tqdm's line."""
+        from tqdm import tqdm
+
+        self.end()
+        shown = "{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}, {rate_fmt}{postfix}]"
+        self._tqdm = tqdm(
+            desc=label,
+            total=total,
+            leave=False,
+            mininterval=0.0,
+            dynamic_ncols=True,
+            bar_format=shown,
+        )
+
+    def move(self, done: int, text: str, left: float) -> None:
+        """Move it."""
+        if self._tqdm is not None:
+            self._tqdm.set_postfix_str(f"{text}, run {clock(left)} left", refresh=False)
+            self._tqdm.update(done - self._tqdm.n)
+
+    def end(self) -> None:
+        """Clear the line."""
+        if self._tqdm is not None:
+            self._tqdm.close()
+            self._tqdm = None
+
+
+class Log(Terminal):
+    """Lines only: one for every epoch, and at most one a minute in between."""
+
+    refresh = 60.0
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._label, self._total = "", 0
+
+    def open(self, label: str, total: int) -> None:
+        """Note what is running."""
+        self._label, self._total = label, total
+
+    def move(self, done: int, text: str, left: float) -> None:
+        """Print how far it is."""
+        line = f"{self._label}: {done}/{self._total}, {text}, run {clock(left)} left"
+        print(line, flush=True)
+
+
+class Notebook(Surface):
+    """An HTML table that is updated in place, with a bar beneath while something runs.
+
+    What stays in the notebook is the table, as static HTML. Where ipywidgets is installed the bar
+    is tqdm's, elsewhere plain HTML; no other output of the cell is touched.
+    """
+
+    refresh = 0.25
+
+    def __init__(self) -> None:
+        self._rows: list[Row] = []
+        self._table: Any = None
+        self._bar: Any = None
+        self._tqdm: Any = None
+        self._label, self._total = "", 0
+        self._opened = self._next = 0.0
+
+    def begin(self) -> None:
+        """Take the table's place in the cell that runs now."""
+        self._table = show(EMPTY, None)
+
+    def row(self, row: Row) -> None:
+        """Show the table with one more row; when epochs are very short, with several at once."""
+        self._rows.append(dict(row))
+        if time.monotonic() >= self._next:
+            self._show_table()
+
+    def open(self, label: str, total: int) -> None:
+        """Show a bar beneath the table."""
+        self._label, self._total, self._opened = label, total, time.monotonic()
+        if self._tqdm is not None:
+            self._tqdm.set_description(label, refresh=False)
+            self._tqdm.reset(total)
+        elif self._bar is None and find_spec("ipywidgets") is not None:
+            from tqdm.notebook import tqdm
+
+            self._tqdm = tqdm(desc=label, total=total, mininterval=0.0, display=False)
+            self._bar = show(self._tqdm.container, None)
+        elif self._bar is None:
+            self._bar = show(self._html_bar(0, ""), None)
+
+    def move(self, done: int, text: str, left: float) -> None:
+        """Move the bar."""
+        text = f"{text}, run {clock(left)} left"
+        if self._tqdm is not None:
+            self._tqdm.set_postfix_str(text, refresh=False)
+            self._tqdm.update(done - self._tqdm.n)
+        elif self._bar is not None:
+            seconds = max(time.monotonic() - self._opened, 1e-9)
+            rest = clock(seconds / max(done, 1) * (self._total - done))
+            times = f"[{clock(seconds)}<{rest}, {done / seconds:.2f}it/s, {text}]"
+            show(self._html_bar(done, times), self._bar)
+
+    def end(self) -> None:
+        """Leave the finished table, and nothing of the bar, neither on the page nor in the file."""
+        if self._rows:
+            self._show_table()
+        if self._tqdm is not None:
+            self._tqdm.container.close()
+        if self._bar is not None:
+            show(EMPTY, self._bar)
+        self._tqdm = self._bar = None
+
+    def _show_table(self) -> None:
+        text = {"text/html": html_table(self._rows), "text/plain": text_table(self._rows)}
+        self._table = show(text, self._table)
+        self._next = time.monotonic() + self.refresh
+
+    def _html_bar(self, done: int, text: str) -> dict[str, str]:
+        counts = f"{done}/{self._total}"
+        return {
+            "text/html": f'<div><progress value="{done}" max="{self._total}"></progress> '
+            f"{escape(self._label)}: {counts} {escape(text)}</div>",
+            "text/plain": f"{self._label}: {counts} {text}",
+        }
+
+
+SURFACES: dict[str, type[Surface]] = {
+    "notebook": Notebook,
+    "terminal": Terminal,
+    "log": Log,
+    "off": Surface,
+}
+
+
+def surface() -> Surface:
+    """Return the surface that fits here, or that `ONECYCLE_PROGRESS` asks for.
+
+    Processes of a distributed run beside the first show nothing.
+
+    Raises:
+        ValueError: the variable has another value; or "notebook" without IPython.
+    """
+    name = os.environ.get(VARIABLE, "auto")
+    checks.choice(VARIABLE, name, ("auto", *SURFACES))
+    if os.environ.get("RANK", "0") != "0":
+        return Surface()
+    if name == "notebook" and find_spec("IPython") is None:
+        raise ValueError(f"{VARIABLE}=notebook needs IPython, which is not installed")
+    if name != "auto":
+        return SURFACES[name]()
+    if in_notebook():
+        return Notebook()
+    return Terminal() if sys.stderr.isatty() else Log()
+
+
+def table_lines(row: Row, before: list[str]) -> list[str]:
+    """Return the line of `row`, after a header when its columns are not those of `before`."""
+    widths = [5 if name in ("epoch", "seconds") else max(len(name), 10) for name in row]
+    cells = [cell(name, value) for name, value in row.items()]
+    lines = [[head(name) for name in row], cells] if list(row) != before else [cells]
+    return ["  ".join(t.rjust(w) for t, w in zip(line, widths, strict=True)) for line in lines]
+
+
+def text_table(rows: list[Row]) -> str:
+    """Return an aligned table."""
+    names: list[str] = []
+    lines: list[str] = []
+    for row in rows:
+        lines += table_lines(row, names)
+        names = list(row)
+    return "\n".join(lines)
+
+
+def html_table(rows: list[Row]) -> str:
+    """Return a table for a page; a row that lacks a column has an empty cell there."""
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    heads = "".join(f'<th style="{CELL}">{escape(head(name))}</th>' for name in names)
+    lines = [
+        "".join(
+            f'<td style="{CELL}">{cell(name, row[name]) if name in row else ""}</td>'
+            for name in names
+        )
+        for row in rows
+    ]
+    body = "".join(f"<tr>{line}</tr>" for line in lines)
+    return f'<table class="onecycle"><thead><tr>{heads}</tr></thead><tbody>{body}</tbody></table>'
+
+
+def head(name: str) -> str:
+    """Return the heading of a column of the history."""
+    return "time" if name == "seconds" else name
+
+
+def cell(name: str, value: Any) -> str:
+    """Return a value of the history as it is shown.
+
+    >>> cell("lr", 0.01), cell("seconds", 65.2), cell("accuracy", 0.5)
+    ('1.00e-02', '01:05', '0.500000')
+    """
+    if name == "seconds":
+        return clock(value)
+    if name == "lr":
+        return f"{value:.2e}"
+    return f"{value:.6f}" if isinstance(value, float) else str(value)
+
+
+def clock(seconds: float) -> str:
+    """Return minutes and seconds, with hours when there are any.
+
+    >>> clock(3.9), clock(3725)
+    ('00:03', '1:02:05')
+    """
+    minutes, rest = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes:02d}:{rest:02d}"
+
+
+def show(content: Any, handle: Any) -> Any:
+    """Show `content` in a new place, or in the place of `handle`; return the handle."""
+    from IPython.display import display
+
+    raw = isinstance(content, dict)
+    if handle is None:
+        return display(content, raw=raw, display_id=True)  # type: ignore[no-untyped-call]
+    handle.update(content, raw=raw)
+    return handle
