@@ -346,6 +346,8 @@ class Learner:
         checks.integer("freeze_epochs", freeze_epochs, low=0)
         (base_lr,) = self._lrs("base_lr", base_lr)[-1:]
         low = base_lr / 2 / checks.real("lr_mult", lr_mult, low=1.0)
+        # What is wrong with the second part is told before the first is trained.
+        OneCycleScheduler(base_lr, pct_start=pct_start, div_factor=div_factor)
         options: dict[str, Any] = {"wd": wd, "callbacks": as_callbacks(callbacks)}
         with freezing.kept_on_error(self.model):
             self.freeze()

@@ -12,13 +12,18 @@ from pathlib import Path
 
 import matplotlib as mpl
 
-PATIENCE = 120  # seconds until a wait is given up; none of them takes long when all is well
-WINDOW = "1100,6000"  # so tall that nothing has to be scrolled, and a screenshot has all
+PATIENCE = 180  # seconds until a wait is given up; none of them takes long when all is well
+
+READY = """
+const panel = window.jupyterapp?.shell.currentWidget;
+return panel?.context?.isReady && panel.sessionContext.isReady
+    && panel.sessionContext.session?.kernel?.status == 'idle';
+"""
 
 # What the page shows, of the outputs of the notebook.
 LOOK = """
 const all = (selector, node = document) => [...node.querySelectorAll(selector)];
-const texts = nodes => nodes.map(node => node.innerText.trim());
+const texts = nodes => nodes.map(node => node.textContent.trim());
 const outputs = all('.jp-CodeCell .jp-OutputArea-output');
 const within = selector => outputs.flatMap(output => all(selector, output));
 return {
@@ -57,15 +62,13 @@ def environment(home):
     """The environment of a new user whose home is `home`, with matplotlib's font cache."""
     old = ("JUPYTER", "IPYTHON", "XDG_", "ONECYCLE_", "MPL")
     kept = {name: value for name, value in os.environ.items() if not name.startswith(old)}
-    for font_cache in Path(mpl.get_cachedir()).glob("fontlist-*.json"):
-        (home / "mpl").mkdir(exist_ok=True)
-        shutil.copy(font_cache, home / "mpl")
-    (home / "tmp").mkdir(exist_ok=True)
-    return kept | {
-        "HOME": str(home),
-        "TMPDIR": str(home / "tmp"),
-        "MPLCONFIGDIR": str(home / "mpl"),
-    }
+    fonts, temporary = home / "matplotlib", home / "tmp"
+    fonts.mkdir(exist_ok=True)
+    temporary.mkdir(exist_ok=True)
+    for cache in Path(mpl.get_cachedir()).glob("fontlist-*.json"):
+        shutil.copy(cache, fonts)
+    kept |= {"HOME": str(home), "TMPDIR": str(temporary), "MPLCONFIGDIR": str(fonts)}
+    return kept | {"OMP_NUM_THREADS": "1"}  # the browser needs a core too
 
 
 @contextmanager
@@ -76,7 +79,7 @@ def chromium(home):
     options = webdriver.ChromeOptions()
     options.binary_location = shutil.which("chromium")
     options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
-    for option in ("headless=new", "no-sandbox", "disable-dev-shm-usage", f"window-size={WINDOW}"):
+    for option in ("headless=new", "no-sandbox", "disable-dev-shm-usage", "window-size=1100,900"):
         options.add_argument("--" + option)
     options.add_argument(f"--user-data-dir={home / 'chromium'}")
     service = webdriver.ChromeService(shutil.which("chromedriver"), env=environment(home))
@@ -101,10 +104,11 @@ def jupyterlab(home, root):
     with log.open("w") as out:
         server = subprocess.Popen(command, env=environment(home), stdout=out, stderr=out)
     try:
-        pattern = f".local/share/jupyter/runtime/jpserver-{server.pid}.json"
-        until(lambda: server.poll() is not None or any(home.glob(pattern)), "JupyterLab")
+        file = home / ".local" / "share" / "jupyter" / "runtime" / f"jpserver-{server.pid}.json"
+        later = file.with_name(f"{file.stem}-open.html")  # written after the file, which is whole
+        until(lambda: later.exists() or server.poll() is not None, "JupyterLab")
         assert server.poll() is None, log.read_text()
-        yield json.loads((home / pattern).read_text())
+        yield json.loads(file.read_text())
     finally:
         server.terminate()
         try:
@@ -130,10 +134,7 @@ class Lab:
     def open(self):
         """Load the page, and wait until the notebook and its kernel are ready."""
         self.driver.get(self.address)
-        ready = (
-            "return !!document.querySelector('.jp-Notebook-ExecutionIndicator[data-status=idle]')"
-        )
-        until(lambda: self.driver.execute_script(ready), "the notebook and its kernel")
+        until(lambda: self.driver.execute_script(READY), "the notebook and its kernel")
 
     def start(self, command):
         """Start one of JupyterLab's commands; what comes of it is seen on the page."""
@@ -150,15 +151,17 @@ class Lab:
         while not condition(page := self.driver.execute_script(LOOK)):
             if time.monotonic() > deadline:
                 break
-            time.sleep(0.02)
+            time.sleep(0.1)
         return page
 
 
 def shoot(driver, name):
-    """Keep a picture of the page if ONECYCLE_SCREENSHOTS names a folder."""
+    """Keep a picture of the whole page if ONECYCLE_SCREENSHOTS names a folder."""
     if folder := os.environ.get("ONECYCLE_SCREENSHOTS"):
         Path(folder).mkdir(parents=True, exist_ok=True)
+        driver.set_window_size(1100, 6000)
         driver.save_screenshot(str(Path(folder, f"{name}.png")))
+        driver.set_window_size(1100, 900)
 
 
 def requests(driver):

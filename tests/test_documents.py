@@ -63,7 +63,7 @@ def test_a_notebook_is_kept_with_its_outputs(path):
     cells = [c for c in nbformat.read(path, as_version=4).cells if c.cell_type == "code"]
     assert [c.execution_count for c in cells] == list(range(1, len(cells) + 1))
     pictures = [o for c in cells for o in c.outputs if "image/png" in o.get("data", {})]
-    assert len(pictures) >= 3
+    assert pictures
     assert not [o for c in cells for o in c.outputs if o.get("name") == "stderr"]
     assert path.stat().st_size < 500_000
 

@@ -58,6 +58,9 @@ class TorchScheduler(Callback):
         self._scheduler, self._own = scheduler, own
         if self._resumed and self._state is not None:
             scheduler.load_state_dict(self._state)
+            # Most compute the next rate from the one that the optimizer has.
+            for group, lr in zip(learn.opt.param_groups, scheduler.get_last_lr(), strict=True):
+                group["lr"] = lr
         self._resumed = False
 
     def on_step_end(self, learn: Learner) -> None:
