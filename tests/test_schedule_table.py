@@ -153,14 +153,13 @@ def test_it_is_continuous_but_for_its_jumps(row):
         assert abs(schedule(jump - tiny) - schedule(jump)) > 0.01
 
 
-@pytest.mark.parametrize("T", range(1, 51))
-def test_any_number_of_steps_gives_values_between_the_bounds(row, T):
+def test_any_number_of_steps_gives_values_between_the_bounds(row):
     low, high = min(row.points.values()), max(row.points.values())
     if row is TABLE["exp_range"]:
         high = 3.0
-    for schedule in (row.make(None), row.make(T)):
-        values = sample(schedule, T)
-        assert all(low - 1e-12 <= value <= high + 1e-12 for value in values)
-        assert schedule(1.5) is not None or True
-        if T > 4:
-            assert values[-1] == pytest.approx(row.points[1], abs=1e-9)
+    for T in range(1, 51):
+        for schedule in (row.make(None), row.make(T)):
+            values = sample(schedule, T)
+            assert all(low - 1e-12 <= value <= high + 1e-12 for value in values)
+            if T > 3:
+                assert values[-1] == pytest.approx(row.points[1], abs=1e-9)
