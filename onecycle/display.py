@@ -19,6 +19,8 @@ from onecycle.plot import in_notebook
 
 VARIABLE = "ONECYCLE_PROGRESS"
 EMPTY = {"text/html": "", "text/plain": ""}
+TERMINAL_BAR = "{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}, {rate_fmt}{postfix}]"
+NOTEBOOK_BAR = "{desc} {bar} {n_fmt}/{total_fmt} [{remaining}, {rate_fmt}{postfix}]"
 CELL = "text-align: right; padding: 0.2em 0.8em"
 Row = Mapping[str, Any]
 
@@ -37,8 +39,8 @@ class Surface:
     def open(self, label: str, total: int) -> None:
         """Show a bar of `total` batches in the place of an earlier one."""
 
-    def move(self, done: int, text: str, left: float) -> None:
-        """Move the bar to `done` batches, with `text`; the run has `left` seconds to go."""
+    def move(self, done: int, loss: str, lr: str, left: float) -> None:
+        """Move the bar to `done` batches; the run has `left` seconds to go."""
 
     def end(self) -> None:
         """Leave the finished table, and no bar."""
@@ -69,20 +71,20 @@ class Terminal(Surface):
         from tqdm import tqdm
 
         self.end()
-        shown = "{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}, {rate_fmt}{postfix}]"
         self._tqdm = tqdm(
             desc=label,
             total=total,
             leave=False,
             mininterval=0.0,
             dynamic_ncols=True,
-            bar_format=shown,
+            bar_format=TERMINAL_BAR,
         )
 
-    def move(self, done: int, text: str, left: float) -> None:
+    def move(self, done: int, loss: str, lr: str, left: float) -> None:
         """Move it."""
         if self._tqdm is not None:
-            self._tqdm.set_postfix_str(f"{text}, run {clock(left)} left", refresh=False)
+            text = f"loss {loss}, lr {lr}, run {clock(left)} left"
+            self._tqdm.set_postfix_str(text, refresh=False)
             self._tqdm.update(done - self._tqdm.n)
 
     def end(self) -> None:
@@ -105,17 +107,18 @@ class Log(Terminal):
         """Note what is running."""
         self._label, self._total = label, total
 
-    def move(self, done: int, text: str, left: float) -> None:
+    def move(self, done: int, loss: str, lr: str, left: float) -> None:
         """Print how far it is."""
-        line = f"{self._label}: {done}/{self._total}, {text}, run {clock(left)} left"
-        print(line, flush=True)
+        place = f"{self._label}: {done}/{self._total}"
+        print(f"{place}, loss {loss}, lr {lr}, run {clock(left)} left", flush=True)
 
 
 class Notebook(Surface):
     """An HTML table that is updated in place, with a bar beneath while something runs.
 
     What stays in the notebook is the table, as static HTML. Where ipywidgets is installed the bar
-    is tqdm's, elsewhere plain HTML; no other output of the cell is touched.
+    is tqdm's, elsewhere plain HTML; no other output of the cell is touched. The bar leaves the
+    learning rate to the table, or it would be too long for a line.
     """
 
     refresh = 0.25
@@ -147,14 +150,19 @@ class Notebook(Surface):
         elif self._bar is None and find_spec("ipywidgets") is not None:
             from tqdm.notebook import tqdm
 
-            self._tqdm = tqdm(desc=label, total=total, mininterval=0.0, display=False)
+            options: dict[str, Any] = {"display": False, "bar_format": NOTEBOOK_BAR}
+            self._tqdm = tqdm(desc=label, total=total, mininterval=0.0, **options)
+            # Else the text is squeezed into a column and breaks, and the bar changes its width.
+            self._tqdm.container.layout.width = "100%"
+            for text in self._tqdm.container.children[::2]:
+                text.layout.flex = "0 0 auto"
             self._bar = show(self._tqdm.container, None)
         elif self._bar is None:
             self._bar = show(self._html_bar(0, ""), None)
 
-    def move(self, done: int, text: str, left: float) -> None:
+    def move(self, done: int, loss: str, lr: str, left: float) -> None:  # noqa: ARG002
         """Move the bar."""
-        text = f"{text}, run {clock(left)} left"
+        text = f"loss {loss}, run {clock(left)} left"
         if self._tqdm is not None:
             self._tqdm.set_postfix_str(text, refresh=False)
             self._tqdm.update(done - self._tqdm.n)
@@ -181,8 +189,9 @@ class Notebook(Surface):
 
     def _html_bar(self, done: int, text: str) -> dict[str, str]:
         counts = f"{done}/{self._total}"
+        bar = f'<progress value="{done}" max="{self._total}"></progress>'
         return {
-            "text/html": f'<div><progress value="{done}" max="{self._total}"></progress> '
+            "text/html": f'<div style="white-space: nowrap">{bar} '
             f"{escape(self._label)}: {counts} {escape(text)}</div>",
             "text/plain": f"{self._label}: {counts} {text}",
         }

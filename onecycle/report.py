@@ -194,7 +194,8 @@ def _bare(svg: str, start: str) -> str:
 def _result(history: list[Row]) -> str:
     """Return in a sentence or two how long it took and what came of it."""
     seconds = sum(row["seconds"] for row in history)
-    text = f"{_many(len(history), 'epoch')} in {seconds / 60:.1f} minutes."
+    time = f"{seconds / 60:.1f} minutes" if seconds >= 60 else f"{seconds:.1f} seconds"
+    text = f"{_many(len(history), 'epoch')} in {time}."
     if not history:
         return text
     last = history[-1]

@@ -160,6 +160,7 @@ def shoot(driver, name):
     if folder := os.environ.get("ONECYCLE_SCREENSHOTS"):
         Path(folder).mkdir(parents=True, exist_ok=True)
         driver.set_window_size(1100, 6000)
+        driver.execute_script("document.querySelector('.jp-WindowedPanel-outer')?.scrollTo(0, 0)")
         driver.save_screenshot(str(Path(folder, f"{name}.png")))
         driver.set_window_size(1100, 900)
 

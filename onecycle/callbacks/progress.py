@@ -84,9 +84,9 @@ class ProgressBar(Callback):
         done, share = self._place(learn)
         now = time.monotonic()
         left = (now - self._started) * (1.0 - share) / share if share > 0 else 0.0
-        loss = "" if learn.loss is None else f"loss {learn.loss.item():.4f}, "
-        text = f"{loss}lr {optimizers.read(learn.opt, 'lr'):.2e}"
-        self._surface.move(done, text, max(left, 0.0))
+        loss = "-" if learn.loss is None else f"{learn.loss.item():.4f}"
+        lr = f"{optimizers.read(learn.opt, 'lr'):.2e}"
+        self._surface.move(done, loss, lr, max(left, 0.0))
         self._next = now + self._surface.refresh
 
 
