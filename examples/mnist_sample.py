@@ -21,6 +21,7 @@ from matplotlib import pyplot as plt
 from torch import Tensor
 
 from onecycle import DataLoaders, Learner, accuracy, data, models
+from onecycle.schedules import one_cycle, repeat
 
 adamw = partial(torch.optim.AdamW, betas=(0.9, 0.99))
 RUNS: dict[str, Callable[[Learner], None]] = {
@@ -82,11 +83,14 @@ def table(results: dict[str, np.ndarray]) -> None:
 
 
 def pictures(folder: Path, train: tuple[Tensor, Tensor], valid: tuple[Tensor, Tensor]) -> None:
-    """Draw the sweep and the schedule of the first seed, for the README."""
+    """Draw the sweep and the schedules of the first seed, for the README."""
     folder.mkdir(parents=True, exist_ok=True)
     learn = train_one(lambda learn: print(f"lr_find: {learn.lr_find()!r}"), 0, train, valid)
     learn.recorder.plot()
     plt.savefig(folder / "lr_find.png", dpi=90)
+    both = {"one cycle of 20": None, "20 cycles of one": repeat(one_cycle(), 20)}
+    learn.plot_schedule(20, 5e-2, both)
+    plt.savefig(folder / "one_of_twenty.png", dpi=80)
     with learn.no_logging():
         learn.fit_one_cycle(2, 5e-2)
     learn.recorder.plot_lr(show_moms=True)

@@ -168,7 +168,7 @@ def schedules(
     text = boundary_table({name: lrs for name, (lrs, _) in curves.items()}, per_epoch)
     drawn: list[Any] = [ax]
     if ax is None:
-        columns = 0.12 * len(text.splitlines()[0])
+        columns = 0.4 + 0.07 * len(text.splitlines()[0])  # inches, by the size of the text
         drawn = list(side_by_side([5.0, 5.0, columns] if has_moms else [5.0, columns]))
     for i, name in enumerate(["learning rate", "momentum"][: len(drawn)]):
         if i == 0 or has_moms:

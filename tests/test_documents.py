@@ -75,4 +75,8 @@ def test_the_example_runs_on_digits(tmp_path):
     done = subprocess.run(command, capture_output=True, text=True, env=env, check=True)
     assert done.stderr == ""
     assert len(re.findall(r"fit_one_cycle\(2, 5e-2\) .*0\.0229 ", done.stdout)) == 1
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["lr_find.png", "schedule.png"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "lr_find.png",
+        "one_of_twenty.png",
+        "schedule.png",
+    ]
