@@ -158,7 +158,8 @@ class Learner:
                 is the optimizer's.
             wd: weight decay for this fit only.
             schedule: function of progress (0 at the first step, 1 at the last) that multiplies
-                `lr`, such as `linear(1, 0)` or `wsd()`; or a `TorchScheduler`.
+                `lr`, such as `linear(1, 0)` or `wsd()`; or a `TorchScheduler`. Momentum stays; a
+                `ParamScheduler` among the callbacks moves it.
             callbacks: for this fit only, after the learner's own.
 
         Hyper-parameters of the optimizer are what they were, once the fit is over.
@@ -399,7 +400,8 @@ class Learner:
 
         Model, optimizer, generators, loader and history are restored bit for bit, also after an
         error or Ctrl-C. Callbacks do not run, so batches must fit the model as they come. A
-        notebook shows the picture; elsewhere `learn.recorder.plot()` draws it.
+        notebook shows the picture, but not within `no_logging()`; elsewhere, or again,
+        `learn.recorder.plot()` draws it.
 
         Args:
             start_lr: the first learning rate.
@@ -420,7 +422,7 @@ class Learner:
         finally:
             vars(self).update(before)
         found = self.recorder.lr_find = finder.result()
-        if plot.in_notebook():
+        if plot.in_notebook() and self.display.table:
             found.plot()
         return found
 
@@ -623,7 +625,7 @@ class Learner:
         return self._display(ProgressBar(bar=False, table=self.display.table))
 
     def no_logging(self) -> AbstractContextManager[None]:
-        """Show neither bar nor table in the block."""
+        """Show neither bar nor table nor the picture of `lr_find` in the block."""
         return self._display(ProgressBar(bar=False, table=False))
 
     @contextmanager

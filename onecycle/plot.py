@@ -211,7 +211,12 @@ def boundary_table(lrs: Mapping[str, Sequence[float]], per_epoch: int) -> str:
 
 
 def _finish(ax: Axes, borders: Sequence[int], drawn: int) -> None:
-    """Add the grid, and a line where one fit ends and the next begins."""
+    """Add the grid, whole epochs as ticks, and a line where one fit ends and the next begins."""
+    from matplotlib.ticker import MaxNLocator
+
+    low, high = ax.get_xlim()
+    if high - low > 3:
+        ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     if borders and drawn:
         whole_height = ax.get_xaxis_transform()
         ax.vlines(borders, 0, 1, "0.5", "dotted", linewidth=1.0, transform=whole_height)
