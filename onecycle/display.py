@@ -16,12 +16,12 @@ from typing import Any, ClassVar
 
 from onecycle import checks
 from onecycle.plot import in_notebook
+from onecycle.tables import html_table
 
 VARIABLE = "ONECYCLE_PROGRESS"
 EMPTY = {"text/html": "", "text/plain": ""}
 TERMINAL_BAR = "{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}, {rate_fmt}{postfix}]"
 NOTEBOOK_BAR = "{desc} {bar} {n_fmt}/{total_fmt} [{remaining}, {rate_fmt}{postfix}]"
-CELL = "text-align: right; padding: 0.2em 0.8em"
 Row = Mapping[str, Any]
 
 
@@ -39,8 +39,8 @@ class Surface:
     def open(self, label: str, total: int) -> None:
         """Show a bar of `total` batches in the place of an earlier one."""
 
-    def move(self, done: int, loss: str, lr: str, left: float) -> None:
-        """Move the bar to `done` batches; the run has `left` seconds to go."""
+    def move(self, done: int, loss: str, lr: str, left: float | None) -> None:
+        """Move the bar to `done` batches; the run has `left` seconds to go, if that is known."""
 
     def end(self) -> None:
         """Leave the finished table, and no bar."""
@@ -80,12 +80,12 @@ class Terminal(Surface):
             bar_format=TERMINAL_BAR,
         )
 
-    def move(self, done: int, loss: str, lr: str, left: float) -> None:
+    def move(self, done: int, loss: str, lr: str, left: float | None) -> None:
         """Move it."""
         if self._tqdm is not None:
-            text = f"loss {loss}, lr {lr}, run {clock(left)} left"
+            text = f"loss {loss}, lr {lr}, run {_left(left)} left"
             self._tqdm.set_postfix_str(text, refresh=False)
-            self._tqdm.update(done - self._tqdm.n)
+            _set(self._tqdm, done)
 
     def end(self) -> None:
         """Clear the line."""
@@ -107,10 +107,10 @@ class Log(Terminal):
         """Note what is running."""
         self._label, self._total = label, total
 
-    def move(self, done: int, loss: str, lr: str, left: float) -> None:
+    def move(self, done: int, loss: str, lr: str, left: float | None) -> None:
         """Print how far it is."""
         place = f"{self._label}: {done}/{self._total}"
-        print(f"{place}, loss {loss}, lr {lr}, run {clock(left)} left", flush=True)
+        print(f"{place}, loss {loss}, lr {lr}, run {_left(left)} left", flush=True)
 
 
 class Notebook(Surface):
@@ -160,12 +160,12 @@ class Notebook(Surface):
         elif self._bar is None:
             self._bar = show(self._html_bar(0, ""), None)
 
-    def move(self, done: int, loss: str, lr: str, left: float) -> None:  # noqa: ARG002
+    def move(self, done: int, loss: str, lr: str, left: float | None) -> None:  # noqa: ARG002
         """Move the bar."""
-        text = f"loss {loss}, run {clock(left)} left"
+        text = f"loss {loss}, run {_left(left)} left"
         if self._tqdm is not None:
             self._tqdm.set_postfix_str(text, refresh=False)
-            self._tqdm.update(done - self._tqdm.n)
+            _set(self._tqdm, done)
         elif self._bar is not None:
             seconds = max(time.monotonic() - self._opened, 1e-9)
             rest = clock(seconds / max(done, 1) * (self._total - done))
@@ -183,7 +183,7 @@ class Notebook(Surface):
         self._tqdm = self._bar = None
 
     def _show_table(self) -> None:
-        text = {"text/html": html_table(self._rows), "text/plain": text_table(self._rows)}
+        text = {"text/html": history_html(self._rows), "text/plain": text_table(self._rows)}
         self._table = show(text, self._table)
         self._next = time.monotonic() + self.refresh
 
@@ -213,7 +213,7 @@ def surface() -> Surface:
     Raises:
         ValueError: the variable has another value; or "notebook" without IPython.
     """
-    name = os.environ.get(VARIABLE, "auto")
+    name = os.environ.get(VARIABLE) or "auto"
     checks.choice(VARIABLE, name, ("auto", *SURFACES))
     if os.environ.get("RANK", "0") != "0":
         return Surface()
@@ -223,7 +223,8 @@ def surface() -> Surface:
         return SURFACES[name]()
     if in_notebook():
         return Notebook()
-    return Terminal() if sys.stderr.isatty() else Log()
+    terminal = sys.stderr is not None and sys.stderr.isatty()  # pythonw has no stderr
+    return Terminal() if terminal else Log()
 
 
 def table_lines(row: Row, before: list[str]) -> list[str]:
@@ -244,19 +245,11 @@ def text_table(rows: list[Row]) -> str:
     return "\n".join(lines)
 
 
-def html_table(rows: list[Row]) -> str:
+def history_html(rows: list[Row]) -> str:
     """Return a table for a page; a row that lacks a column has an empty cell there."""
     names = list(dict.fromkeys(name for row in rows for name in row))
-    heads = "".join(f'<th style="{CELL}">{escape(head(name))}</th>' for name in names)
-    lines = [
-        "".join(
-            f'<td style="{CELL}">{cell(name, row[name]) if name in row else ""}</td>'
-            for name in names
-        )
-        for row in rows
-    ]
-    body = "".join(f"<tr>{line}</tr>" for line in lines)
-    return f'<table class="onecycle"><thead><tr>{heads}</tr></thead><tbody>{body}</tbody></table>'
+    lines = [[cell(name, row[name]) if name in row else "" for name in names] for row in rows]
+    return html_table(lines, [head(name) for name in names], kind="onecycle")
 
 
 def head(name: str) -> str:
@@ -267,14 +260,17 @@ def head(name: str) -> str:
 def cell(name: str, value: Any) -> str:
     """Return a value of the history as it is shown.
 
-    >>> cell("lr", 0.01), cell("seconds", 65.2), cell("accuracy", 0.5)
-    ('1.00e-02', '01:05', '0.500000')
+    >>> cell("lr", 0.01), cell("seconds", 65.2), cell("accuracy", 0.5), cell("valid_loss", 2e-8)
+    ('1.00e-02', '01:05', '0.500000', '2.0000e-08')
     """
     if name == "seconds":
         return clock(value)
+    number = value.item() if getattr(value, "ndim", None) == 0 else value
+    if not isinstance(number, float):
+        return str(number)
     if name == "lr":
-        return f"{value:.2e}"
-    return f"{value:.6f}" if isinstance(value, float) else str(value)
+        return f"{number:.2e}"
+    return f"{number:.6f}" if number == 0 or 1e-4 <= abs(number) < 1e6 else f"{number:.4e}"
 
 
 def clock(seconds: float) -> str:
@@ -286,6 +282,16 @@ def clock(seconds: float) -> str:
     minutes, rest = divmod(int(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes:02d}:{rest:02d}"
+
+
+def _left(seconds: float | None) -> str:
+    return "?" if seconds is None else clock(seconds)
+
+
+def _set(bar: Any, done: int) -> None:
+    """Show `done` now: `update` would wait until as many batches came as did once before."""
+    bar.n = done
+    bar.refresh()
 
 
 def show(content: Any, handle: Any) -> Any:

@@ -14,6 +14,7 @@ def freeze_to(opt: torch.optim.Optimizer, model: nn.Module, n: int, train_bn: bo
     """Train the layer groups from `n` on and freeze those before it.
 
     A frozen parameter has no gradient, so the optimizer neither moves it nor touches its state.
+    Every parameter of a group to train is trained, also one that was frozen by other means.
 
     Args:
         opt: knows the layer groups.
@@ -33,25 +34,22 @@ def freeze_to(opt: torch.optim.Optimizer, model: nn.Module, n: int, train_bn: bo
             + "splitter=lambda model: [model.body, model.head] makes one of each part"
         )
     first %= count
+    always = {id(p) for norm in _norms(model) for p in norm.parameters()} if train_bn else set()
     for i, parameters in enumerate(optimizers.grouped(opt)):
         for parameter in parameters:
-            parameter.requires_grad_(i >= first)
-    if train_bn:
-        own = {id(p) for parameters in optimizers.grouped(opt) for p in parameters}
-        for norm in _norms(model):
-            for parameter in norm.parameters():
-                if id(parameter) in own:
-                    parameter.requires_grad_()
+            # Whole numbers, as in a quantized model, have no gradient at all.
+            if parameter.is_floating_point() or parameter.is_complex():
+                parameter.requires_grad_(i >= first or id(parameter) in always)
 
 
 def train(model: nn.Module, train_bn: bool) -> None:
     """Put `model` in training mode; without `train_bn` frozen batch norm stays as in evaluation."""
     model.train()
     if not train_bn:
-        for norm in _norms(model):
-            parameters = list(norm.parameters())
-            if parameters and not any(p.requires_grad for p in parameters):
-                norm.eval()
+        modules = dict(model.named_modules())
+        for name, module in modules.items():
+            if isinstance(module, _BatchNorm) and _is_frozen(name, modules):
+                module.eval()
 
 
 @contextmanager
@@ -64,6 +62,14 @@ def kept_on_error(model: nn.Module) -> Iterator[None]:
         for parameter, trained in before:
             parameter.requires_grad_(trained)
         raise
+
+
+def _is_frozen(name: str, modules: dict[str, nn.Module]) -> bool:
+    """Tell whether a module trains nothing; one without parameters goes with what is around it."""
+    parameters = list(modules[name].parameters())
+    if parameters or not name:
+        return not any(parameter.requires_grad for parameter in parameters)
+    return _is_frozen(name.rpartition(".")[0], modules)
 
 
 def _norms(model: nn.Module) -> list[_BatchNorm]:

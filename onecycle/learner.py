@@ -43,6 +43,9 @@ from onecycle.schedules import (
 from onecycle.step import TrainingStep, activation, check_scalar, infer_loss
 from onecycle.summary import Summary, summarize
 
+# What `OneCycleScheduler` takes beside the peak.
+CYCLE = ("moms", "div_factor", "pct_start", "final_div", "warmup", "three_phase")
+
 
 class Learner:
     """Data, model and optimizer, and the loop that trains one with the others.
@@ -55,7 +58,7 @@ class Learner:
         loss_func: (pred, target) -> scalar tensor. None takes cross entropy for integer targets and
             the mean squared error for floats.
         opt_func: a torch optimizer class, a factory that takes parameter groups, or an optimizer.
-        metrics: functions of (pred, target) and others, a list or a dict by name; see
+        metrics: functions of (pred, target) and others, one, a list or a dict by name; see
             `onecycle.metrics`.
         callbacks: for every fit; classes without arguments are made.
         wd: weight decay, not applied to biases and norm layers; None leaves the optimizer's own.
@@ -92,7 +95,7 @@ class Learner:
         model: nn.Module,
         loss_func: Callable[[Any, Any], Tensor] | None = None,
         opt_func: OptFunc | torch.optim.Optimizer = torch.optim.AdamW,
-        metrics: Sequence[Metric] | Mapping[str, Metric] = (),
+        metrics: Metric | Sequence[Metric] | Mapping[str, Metric] = (),
         callbacks: Iterable[Callback | type[Callback]] = (),
         *,
         wd: float | None = 0.01,
@@ -108,6 +111,9 @@ class Learner:
             raise TypeError(f"model must be a torch.nn.Module, got {model!r}")
         if any(nn.parameter.is_lazy(p) for p in model.parameters()):
             raise ValueError("model has lazy parameters: run one batch through it first")
+        for name, flag in (("train_bn", train_bn), ("live_plot", live_plot)):
+            if not isinstance(flag, bool):
+                raise TypeError(f"{name} must be True or False, got {flag!r}")
         if loss_func is not None and not callable(loss_func):
             raise TypeError(f"loss_func must be a function of (pred, target), got {loss_func!r}")
         if isinstance(loss_func, type):
@@ -158,7 +164,8 @@ class Learner:
                 is the optimizer's.
             wd: weight decay for this fit only.
             schedule: function of progress (0 at the first step, 1 at the last) that multiplies
-                `lr`, such as `linear(1, 0)` or `wsd()`; or a `TorchScheduler`. Momentum stays; a
+                `lr`, such as `linear(1, 0)` or `wsd()`; or a `TorchScheduler`. Where it asks for
+                `epochs`, as `sgdr` does, give it those of this fit. Momentum stays; a
                 `ParamScheduler` among the callbacks moves it.
             callbacks: for this fit only, after the learner's own.
 
@@ -234,7 +241,16 @@ class Learner:
         wd: float | None = None,
         callbacks: Iterable[Callback | type[Callback]] = (),
     ) -> None:
-        """Train flat at `max_lr`, then down half a cosine: `fit` with `schedules.flat_cos`."""
+        """Train flat at `max_lr`, then down half a cosine: `fit` with `schedules.flat_cos`.
+
+        Args:
+            epochs: at least 1.
+            max_lr: the flat part, as `lr` of `fit`.
+            pct_start: share of the steps before the anneal.
+            final_div: max_lr over the last value.
+            wd: weight decay for this fit only.
+            callbacks: for this fit only.
+        """
         schedule = flat_cos(pct_start=pct_start, final_div=final_div)
         self.fit(epochs, max_lr, schedule=schedule, wd=wd, callbacks=callbacks)
 
@@ -249,7 +265,17 @@ class Learner:
         wd: float | None = None,
         callbacks: Iterable[Callback | type[Callback]] = (),
     ) -> None:
-        """Train by warm-up, stable and cooldown to 0: `fit` with `schedules.wsd`."""
+        """Train by warm-up, stable and cooldown to 0: `fit` with `schedules.wsd`.
+
+        Args:
+            epochs: at least 1.
+            max_lr: the flat part, as `lr` of `fit`.
+            warmup: share of the steps in the linear rise.
+            cooldown: share of the steps in the decay.
+            shape: of the cooldown: "1-sqrt", "linear" or "cos".
+            wd: weight decay for this fit only.
+            callbacks: for this fit only.
+        """
         schedule = wsd(warmup=warmup, cooldown=cooldown, shape=shape)
         self.fit(epochs, max_lr, schedule=schedule, wd=wd, callbacks=callbacks)
 
@@ -265,8 +291,13 @@ class Learner:
     ) -> None:
         """Train `n_cycles` cycles of cosine with warm restarts: `fit` with `schedules.sgdr`.
 
-        The first has `cycle_len` epochs, each further one `cycle_mult` times as many as the one
-        before it: 3 cycles from 1 epoch are 1 + 2 + 4 epochs.
+        Args:
+            n_cycles: at least 1; 3 cycles from 1 epoch are 1 + 2 + 4 epochs.
+            cycle_len: epochs in the first cycle.
+            max_lr: the value at each restart, as `lr` of `fit`; a cycle ends at 0.
+            cycle_mult: epochs of a cycle over those of the one before it.
+            wd: weight decay for this fit only.
+            callbacks: for this fit only.
         """
         n_cycles = checks.integer("n_cycles", n_cycles)
         cycle_len = checks.integer("cycle_len", cycle_len)
@@ -280,7 +311,7 @@ class Learner:
         epochs: int,
         max_lr: LR | None = None,
         *,
-        cycle_len: float = 4,
+        cycle_len: float | None = None,
         div_factor: float = 4.0,
         mode: str = "triangular",
         gamma: float = 0.9,
@@ -292,7 +323,8 @@ class Learner:
         Args:
             epochs: best a multiple of `cycle_len`, so that training ends at a low rate.
             max_lr: the upper bound.
-            cycle_len: epochs in a cycle, at most `epochs`; the paper recommends 4 to 20.
+            cycle_len: epochs in a cycle, at most `epochs`; the paper recommends 4 to 20. None is
+                4, or one cycle in a shorter run.
             div_factor: max_lr over the lower bound, above 1.
             mode: "triangular", "triangular2" or "exp_range".
             gamma: factor of the amplitude after one epoch, for "exp_range".
@@ -300,6 +332,7 @@ class Learner:
             callbacks: for this fit only.
         """
         checks.integer("epochs", epochs)
+        cycle_len = min(4, epochs) if cycle_len is None else cycle_len
         if checks.positive("cycle_len", cycle_len) > epochs:
             raise ValueError(
                 f"cycle_len must be at most epochs={epochs!r}, or the first cycle would not end, "
@@ -325,8 +358,9 @@ class Learner:
         """Train the last layer group alone, then all of them, each by one cycle.
 
         First `freeze_epochs` frozen, at `slice(base_lr)` with the peak near the end; then `epochs`
-        unfrozen, at half of `base_lr` for the last group and `lr_mult` times less for the first.
-        An error leaves each parameter trainable or not as it was before.
+        unfrozen, at half of `base_lr` for the last group and `lr_mult` times less for the first:
+        little for the first layers, as suits a large pretrained model. `CancelTrain` ends the part
+        it is raised in. An error leaves each parameter trainable or not as it was before.
 
         Args:
             epochs: of the second part, at least 1.
@@ -345,7 +379,9 @@ class Learner:
         """
         checks.integer("epochs", epochs)
         checks.integer("freeze_epochs", freeze_epochs, low=0)
-        (base_lr,) = self._lrs("base_lr", base_lr)[-1:]
+        if isinstance(base_lr, LRFind):
+            self._lrs("base_lr", base_lr)
+        base_lr = checks.positive("base_lr", base_lr)
         low = base_lr / 2 / checks.real("lr_mult", lr_mult, low=1.0)
         # What is wrong with the second part is told before the first is trained.
         OneCycleScheduler(base_lr, pct_start=pct_start, div_factor=div_factor)
@@ -444,7 +480,7 @@ class Learner:
             epochs: of the run.
             max_lr: as in `fit_one_cycle`; what is returned is the rate of the last layer group.
             schedule: as in `fit`; None is one cycle.
-            cycle: further arguments of `fit_one_cycle` about the cycle, such as pct_start.
+            cycle: arguments of `OneCycleScheduler`, such as pct_start.
 
         >>> from onecycle.data import digits
         >>> from onecycle.models import simple_cnn
@@ -475,18 +511,25 @@ class Learner:
             schedule: as in `fit`; None is one cycle; a dict overlays several by name, such as
                 `{"1 x 20": None, "20 x 1": repeat(one_cycle(), 20)}`.
             ax: axes for the learning rate, which is then all that is drawn.
-            cycle: further arguments of `fit_one_cycle` about the cycle, such as pct_start.
+            cycle: arguments of `OneCycleScheduler`, such as pct_start.
 
         Returns:
             The axes: of the rate, of momentum where the optimizer has one, and of the table.
         """
         given = schedule if isinstance(schedule, Mapping) else {"": schedule}
+        if not given:
+            raise ValueError("schedule must hold at least one schedule, got an empty dict")
         steps = self._steps(epochs)
         grid = [progress(t, steps) for t in range(steps)]
         curves = {}
         for name, one in given.items():
-            plan = self._planned(epochs, max_lr, one, cycle if one is None else {})
-            mom = plan["mom"][-1] if "mom" in plan else constant(optimizers.read(self.opt, "mom"))
+            # Of several the arguments about the cycle are for those that are one.
+            options = cycle if one is None or None not in given.values() else {}
+            plan = self._planned(epochs, max_lr, one, options)
+            still = (
+                optimizers.read(self.opt, "mom") if optimizers.has_momentum(self.opt) else math.nan
+            )
+            mom = plan["mom"][-1] if "mom" in plan else constant(still)
             curves[name] = [plan["lr"][-1](p) for p in grid], [mom(p) for p in grid]
         return plot.schedules(curves, self.steps_per_epoch, ax)
 
@@ -506,10 +549,11 @@ class Learner:
         if decay is not None and not optimizers.has(self.opt, "wd"):
             raise ValueError(f"wd: {type(self.opt).__name__} has no weight decay, leave it out")
         given = [*as_callbacks(self.callbacks), *as_callbacks(callbacks)]
-        if scheduler is not None and any(isinstance(cb, TorchScheduler) for cb in given):
+        torches = sum(isinstance(cb, TorchScheduler) for cb in given)
+        if torches > (scheduler is None):
             raise ValueError(
-                "callbacks: a TorchScheduler and the schedule of this fit would both set the "
-                "learning rate; use it with fit(epochs, lr) alone"
+                "callbacks: a TorchScheduler and another one, or the schedule of this fit, would "
+                "both set the learning rate; use one, with fit(epochs, lr)"
             )
         first: list[Callback] = [self.recorder] if scheduler is None else [self.recorder, scheduler]
         everyone = [*first, *given, self.display]
@@ -666,7 +710,8 @@ class Learner:
     def _lrs(self, name: str, lr: LR | None) -> list[float]:
         """Return one learning rate for each layer group; None is the optimizer's own."""
         if lr is None:
-            return optimizers.current(self.opt, "lr")
+            rates = optimizers.current(self.opt, "lr")
+            return [checks.positive(f"{name}: the optimizer's own", rate) for rate in rates]
         if isinstance(lr, LRFind) and lr != lr:
             raise ValueError(f"{name}: lr_find gave no learning rate: {lr.reason}")
         n = optimizers.n_groups(self.opt)
@@ -680,6 +725,9 @@ class Learner:
     ) -> Plan:
         """Return what a fit of one cycle, or with `schedule`, would do."""
         lrs = self._lrs("max_lr", max_lr)
+        unknown = cycle.keys() - CYCLE
+        if unknown:
+            raise TypeError(f"{min(unknown)} says nothing about the cycle: {', '.join(CYCLE)} do")
         if schedule is None:
             return OneCycleScheduler(lrs, **cycle).plan(self.opt, self._steps(epochs))
         if cycle:
@@ -709,4 +757,12 @@ def _scheduler(schedule: Any, lrs: list[float]) -> ParamScheduler | TorchSchedul
     if not callable(schedule) or isinstance(schedule, (type, LRScheduler)):
         hint = "; for a torch scheduler use TorchScheduler(partial(...))"
         raise TypeError(f"schedule must be a function of progress, got {schedule!r}{hint}")
+    for p in (0.0, 0.5, 1.0):
+        try:
+            checks.real(f"schedule({p})", schedule(p), low=0.0)
+        except (TypeError, ValueError) as error:
+            builder = f"; is it {schedule.__name__}()?" if hasattr(schedule, "__name__") else ""
+            raise type(error)(
+                f"schedule must be a function of progress that returns a factor: {error}{builder}"
+            ) from error
     return ParamScheduler({"lr": [scaled(schedule, base) for base in lrs]})

@@ -11,7 +11,7 @@ Three kinds are accepted wherever metrics are:
 
 import functools
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, cast, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -221,8 +221,10 @@ class Scores:
         return dict(zip(["valid_loss", *self.gatherers], numbers, strict=True))
 
 
-def named(metrics: Sequence[Metric] | Mapping[str, Metric]) -> dict[str, Metric]:
+def named(metrics: Metric | Sequence[Metric] | Mapping[str, Metric]) -> dict[str, Metric]:
     """Return the metrics by name, in order: a mapping as it is, others by their own names.
+
+    One metric by itself counts as a list of one.
 
     >>> list(named([accuracy, functools.partial(top_k_accuracy, k=3)]))
     ['accuracy', 'top_k_accuracy']
@@ -230,9 +232,7 @@ def named(metrics: Sequence[Metric] | Mapping[str, Metric]) -> dict[str, Metric]
     ['top 3']
     """
     if not isinstance(metrics, (list, tuple, Mapping)):
-        raise TypeError(
-            f"metrics must be a list or a dict of metrics, got {metrics!r}: [{metrics}]"
-        )
+        metrics = cast("Sequence[Metric]", [metrics])
     items = metrics.items() if isinstance(metrics, Mapping) else ((None, m) for m in metrics)
     result: dict[str, Metric] = {}
     for given, metric in items:

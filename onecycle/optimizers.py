@@ -167,8 +167,13 @@ def write(opt: torch.optim.Optimizer, name: str, values: Sequence[float]) -> Non
             wanted) or any other key of the groups.
         values: one number, or one for each layer group.
     """
-    for i, group in enumerate(opt.param_groups):
-        value = values[_layer_group(i, group)] if len(values) > 1 else values[0]
+    groups = [_layer_group(i, group) for i, group in enumerate(opt.param_groups)]
+    write_each(opt, name, [values[i] if len(values) > 1 else values[0] for i in groups])
+
+
+def write_each(opt: torch.optim.Optimizer, name: str, values: Sequence[float]) -> None:
+    """Set a hyper-parameter in place, one value for each group of torch."""
+    for group, value in zip(opt.param_groups, values, strict=True):
         if name == "mom":
             _write_momentum(group, value)
         elif name == "wd":

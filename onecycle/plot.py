@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from onecycle.smoothing import Array
 
 FAINT: dict[str, Any] = {"color": "C0", "alpha": 0.3, "linewidth": 0.8}
+MANY = 5000  # points, more than which no picture shows
 CLEAR: dict[str, Any] = {"color": "C0", "linewidth": 1.8}
 
 
@@ -73,7 +74,7 @@ def over_epochs(
     name: str,
     ax: Axes | None = None,
     *,
-    borders: Sequence[int] = (),
+    borders: Sequence[float] = (),
     log: bool = False,
 ) -> Axes:
     """Draw one number of every step over epochs."""
@@ -88,10 +89,10 @@ def losses(
     epochs: Array,
     raw: Array,
     smoothed: Array,
-    valid: Sequence[tuple[int, float]],
+    valid: Sequence[tuple[float, float]],
     ax: Axes | None = None,
     *,
-    borders: Sequence[int] = (),
+    borders: Sequence[float] = (),
     log: bool = False,
 ) -> Axes:
     """Draw the training loss of every step and the validation loss after each epoch."""
@@ -100,15 +101,18 @@ def losses(
     ax.plot(epochs, smoothed, **CLEAR, label="training, smoothed")
     if valid:
         ax.plot(*zip(*valid, strict=True), "o-", color="C1", markersize=4, label="validation")
-    if not log and len(raw) and np.isfinite(raw).any():
+    finite = raw[np.isfinite(raw)]
+    if log and len(finite) and not (finite > 0).any():
+        raise ValueError("log=True needs losses above 0, there are none")
+    if not log and len(finite):
         # The first steps of a fresh model would squeeze everything else to the floor.
         heights = [v for _, v in valid if np.isfinite(v)]
-        top = max(np.nanpercentile(raw[np.isfinite(raw)], 99), *heights, 0.0)
-        low = np.nanmin(raw[np.isfinite(raw)])
-        ax.set_ylim(min(low, 0.0) if low < 0 else 0.0, top * 1.05 if top > 0 else None)
+        top = max(np.percentile(finite, 99), *heights, 0.0)
+        ax.set_ylim(min(finite.min(), 0.0), top * 1.05 if top > 0 else None)
     ax.set(xlabel="epoch", ylabel="loss", yscale="log" if log else "linear")
     _finish(ax, borders, len(raw))
-    ax.legend(fontsize=8)
+    # Losses fall; to look for the best place takes seconds when there are many steps.
+    ax.legend(fontsize=8, loc="upper right")
     return ax
 
 
@@ -116,14 +120,18 @@ def live(
     epochs: Array,
     raw: Array,
     smoothed: Array,
-    valid: Sequence[tuple[int, float]],
+    valid: Sequence[tuple[float, float]],
     lrs: Array,
     ax: Axes,
 ) -> tuple[Axes, Axes]:
-    """Draw losses, and the learning rate on a second axis; return both axes."""
-    losses(epochs, raw, smoothed, valid, ax)
+    """Draw losses, and the learning rate on a second axis; return both axes.
+
+    Of many steps every second, third, ... is drawn, so that a long run costs no more than a short.
+    """
+    some = slice(None, None, 1 + len(epochs) // MANY)
+    losses(epochs[some], raw[some], smoothed[some], valid, ax)
     right = ax.twinx()
-    right.plot(epochs, lrs, color="C2", linewidth=1.0, alpha=0.8, label="learning rate")
+    right.plot(epochs[some], lrs[some], color="C2", linewidth=1.0, alpha=0.8, label="learning rate")
     right.set_ylabel("learning rate", color="C2")
     right.tick_params(axis="y", colors="C2")
     right.set_ylim(bottom=0.0)
@@ -134,18 +142,21 @@ def live(
 
 
 def metrics(
-    columns: Mapping[str, Sequence[tuple[int, float]]],
+    columns: Mapping[str, Sequence[tuple[float, float]]],
     ax: Axes | None = None,
     *,
-    borders: Sequence[int] = (),
+    borders: Sequence[float] = (),
 ) -> Axes:
     """Draw each metric after every epoch."""
     ax = axes(ax)
-    for name, column in columns.items():
-        ax.plot(*zip(*column, strict=True), "o-", markersize=4, label=name)
+    lines = [
+        ax.plot(*zip(*column, strict=True), "o-", markersize=4, label=name)[0]
+        for name, column in columns.items()
+    ]
     ax.set(xlabel="epoch", ylabel="metric")
     _finish(ax, borders, 1)
-    ax.legend(fontsize=8)
+    # By handles: a name with a leading underscore would be left out.
+    ax.legend(lines, list(columns), fontsize=8)
     return ax
 
 
@@ -170,14 +181,16 @@ def schedules(
     if ax is None:
         columns = 0.4 + 0.07 * len(text.splitlines()[0])  # inches, by the size of the text
         drawn = list(side_by_side([5.0, 5.0, columns] if has_moms else [5.0, columns]))
-    for i, name in enumerate(["learning rate", "momentum"][: len(drawn)]):
+    for i, quantity in enumerate(["learning rate", "momentum"][: len(drawn)]):
         if i == 0 or has_moms:
-            for label, pair in curves.items():
-                drawn[i].plot(np.arange(steps) / per_epoch, pair[i], linewidth=1.8, label=label)
-            drawn[i].set(xlabel="epoch", ylabel=name)
+            lines = [
+                drawn[i].plot(np.arange(steps) / per_epoch, pair[i], linewidth=1.8, label=name)[0]
+                for name, pair in curves.items()
+            ]
+            drawn[i].set(xlabel="epoch", ylabel=quantity)
             _finish(drawn[i], (), steps)
-    if any(curves):
-        drawn[0].legend(fontsize=8)
+            if i == 0 and any(curves):
+                drawn[i].legend(lines, list(curves), fontsize=8)
     if len(drawn) > 1:
         drawn[-1].axis("off")
         drawn[-1].text(0.0, 1.0, text, family="monospace", fontsize=8, va="top")
@@ -210,7 +223,7 @@ def boundary_table(lrs: Mapping[str, Sequence[float]], per_epoch: int) -> str:
     return "\n".join(lines)
 
 
-def _finish(ax: Axes, borders: Sequence[int], drawn: int) -> None:
+def _finish(ax: Axes, borders: Sequence[float], drawn: int) -> None:
     """Add the grid, whole epochs as ticks, and a line where one fit ends and the next begins."""
     from matplotlib.ticker import MaxNLocator
 

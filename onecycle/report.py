@@ -19,7 +19,8 @@ import torch
 from onecycle import files
 from onecycle.display import cell, head
 from onecycle.step import DTYPES
-from onecycle.summary import count_text, counts, html_table, name_of, optimizer_text
+from onecycle.summary import count_text, counts, name_of, optimizer_text
+from onecycle.tables import html_table
 
 if TYPE_CHECKING:
     from onecycle.callbacks.recorder import Recorder
@@ -59,7 +60,6 @@ h2 { font-size: 1.2rem; margin: 2rem 0 0.5rem; }
 table { border-collapse: collapse; font-size: 0.875rem; font-variant-numeric: tabular-nums; }
 th, td { padding: 0.25rem 0.75rem; border-bottom: 1px solid var(--line); text-align: right; }
 th { font-weight: 600; }
-caption { color: var(--faint); text-align: left; padding: 0.25rem 0; }
 .scroll { overflow: auto; width: fit-content; max-width: 100%; max-height: 29rem; }
 .scroll thead th { position: sticky; top: 0; background: var(--head); }
 .scroll td, .scroll th { white-space: nowrap; }

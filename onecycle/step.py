@@ -56,7 +56,8 @@ class TrainingStep:
         self.accumulate = checks.integer("accumulate", accumulate)
         self.clip = None if clip is None else checks.positive("clip", clip, allow_inf=True)
         self.loss: Tensor = torch.tensor(float("nan"))
-        self.grad_norm: Tensor = torch.tensor(float("nan"), device=device)
+        self._unmeasured = torch.tensor(float("nan"), device=device)
+        self.grad_norm = self._unmeasured
         self.samples = 0
         self._micro: list[tuple[Tensor, int]] = []
 
@@ -144,8 +145,10 @@ class TrainingStep:
         """Turn the gathered gradients into those of the mean loss, then clip."""
         self.scaler.unscale_(self.opt)
         weight = sum(n for _, n in self._micro) / self._micro[0][1]
-        if weight == 1.0 and self.clip is None:
-            return
+        if self.clip is None:
+            self.grad_norm = self._unmeasured
+            if weight == 1.0:
+                return
         parameters = self._trained(model)
         if weight != 1.0:
             torch._foreach_div_([p.grad for p in parameters if p.grad is not None], weight)

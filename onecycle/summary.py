@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from html import escape
 from typing import Any
 
 import torch
@@ -15,6 +14,7 @@ from onecycle import batch as batches
 from onecycle import optimizers
 from onecycle.evaluation import Evaluator
 from onecycle.step import infer_loss
+from onecycle.tables import html_table
 
 WIDTH = 100
 HEAD = ["name", "class", "output shape", "parameters", "trainable", "group"]
@@ -147,26 +147,6 @@ def name_of(function: Any) -> str:
     """
     function = getattr(function, "func", function)
     return str(getattr(function, "__name__", type(function).__name__))
-
-
-def html_table(rows: Iterable[Sequence[Any]], head: Sequence[str] = (), caption: str = "") -> str:
-    """Return an HTML table; everything is escaped, the first cell of a row is its header.
-
-    >>> print(html_table([["<i>", 1]], ["a", "b"]), end="")
-    <table><thead><tr><th scope="col">a</th><th scope="col">b</th></tr></thead>
-    <tbody><tr><th scope="row">&lt;i&gt;</th><td>1</td></tr>
-    </tbody></table>
-    """
-    title = f"<caption>{escape(caption)}</caption>" if caption else ""
-    names = "".join(f'<th scope="col">{escape(name)}</th>' for name in head)
-    top = f"<thead><tr>{names}</tr></thead>\n" if head else ""
-    body = "".join(
-        f'<tr><th scope="row">{escape(str(first))}</th>'
-        + "".join(f"<td>{escape(str(cell))}</td>" for cell in rest)
-        + "</tr>\n"
-        for first, *rest in rows
-    )
-    return f"<table>{title}{top}<tbody>{body}</tbody></table>\n"
 
 
 @contextmanager

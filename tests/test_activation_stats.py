@@ -401,3 +401,18 @@ def test_an_empty_record_has_empty_arrays():
     stats = ActivationStats()
     assert stats.means.shape == (0, 0)
     assert stats.histograms.shape == (0, 0, 40)
+
+
+def test_a_class_of_modules_is_a_test(data):
+    stats = ActivationStats(nn.ReLU)
+    Learner(data, mlp()).fit(1, callbacks=stats)
+    assert stats.layers == ["2"]
+
+
+def test_blocks_change_nothing(data, monkeypatch):
+    one, other = ActivationStats(every=1), ActivationStats(every=1)
+    for stats, block in ((one, 4096), (other, 3)):
+        monkeypatch.setattr("onecycle.callbacks.activation_stats.BLOCK", block)
+        torch.manual_seed(0)
+        Learner(data, mlp()).fit(1, callbacks=stats)
+    assert one.state_dict() == other.state_dict()

@@ -157,7 +157,6 @@ LEARNER = [
     ("opt_func", lambda groups: groups),
     ("opt_func", partial(torch.optim.LBFGS, lr=1)),
     ("opt_func", torch.optim.SGD(nn.Linear(2, 2).parameters(), lr=0.1)),
-    ("metrics", accuracy),
     ("metrics", "accuracy"),
     ("metrics", [3]),
     ("metrics", [accuracy, accuracy]),

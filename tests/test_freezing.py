@@ -250,3 +250,50 @@ def test_an_interrupted_fine_tune_leaves_nothing_frozen(two):
     with pytest.raises(KeyboardInterrupt):
         two.fine_tune(1, callbacks=Interrupted)
     assert trained(two) == ALL
+
+
+def test_batch_norm_without_parameters_goes_with_its_group(data):
+    model = mlp()
+    model[1] = nn.BatchNorm1d(16, affine=False)
+    model = nn.Sequential(nn.Sequential(*model[:3]), *model[3:])
+    learn = Learner(data, model, splitter=[model[0], model[2]], train_bn=False)
+    learn.fit(1)
+    assert model[0][1].num_batches_tracked == 10
+    learn.freeze()
+    learn.fit(1)
+    assert model[0][1].num_batches_tracked == 10
+
+
+def test_whole_numbers_among_the_parameters_are_left_alone(data):
+    model = mlp()
+    model[4].register_parameter("codes", nn.Parameter(torch.ones(2).char(), requires_grad=False))
+    learn = Learner(data, model, opt_func=sgd, splitter=in_two)
+    learn.freeze()
+    learn.unfreeze()
+    assert trained(learn) == ALL
+
+
+def test_each_part_of_fine_tune_has_its_own_peak(two):
+    two.fine_tune(4, 0.02, freeze_epochs=10, pct_start=0.5)
+    lrs = two.recorder.lrs
+    assert lrs[:100].argmax() == 98
+    assert lrs[100:].argmax() == 20
+
+
+def test_fine_tune_refuses_what_lr_find_could_not_tell(two):
+    from onecycle import LRFind
+
+    with pytest.raises(ValueError, match="base_lr: lr_find gave no learning rate"):
+        two.fine_tune(1, LRFind([0.1], [2.3]))
+
+
+@pytest.mark.parametrize("lr", [slice(1e-4, 1e-2), [1e-4, 1e-2], None])
+def test_fine_tune_takes_one_number(two, lr):
+    with pytest.raises(TypeError, match="base_lr must be a number"):
+        two.fine_tune(1, lr)
+
+
+@pytest.mark.parametrize("name", ["train_bn", "live_plot"])
+def test_a_flag_is_true_or_false(data, name):
+    with pytest.raises(TypeError, match=f"{name} must be True or False"):
+        Learner(data, mlp(), **{name: "no"})

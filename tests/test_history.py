@@ -7,9 +7,9 @@ import json
 import numpy as np
 import pytest
 import torch
-from helpers import Log, mlp, same, sgd, weights
+from helpers import Clock, Log, mlp, same, sgd, weights
 
-from onecycle import CancelEpoch, Learner, LivePlot, accuracy
+from onecycle import Callback, CancelEpoch, Learner, LivePlot, accuracy
 
 
 @pytest.fixture
@@ -94,7 +94,6 @@ def test_an_infinite_clip_measures_and_changes_nothing(data):
 
 @pytest.mark.parametrize("clip", [0.1, float("inf")])
 def test_the_norm_is_that_before_clipping(data, clip):
-    from onecycle import Callback
 
     class Norms(Callback):
         def __init__(self):
@@ -188,3 +187,100 @@ def test_a_live_picture_changes_nothing(data):
         torch.manual_seed(0)
         learn.fit(1)
     assert same(weights(plain), weights(watched))
+
+
+class Interrupts(Callback):
+    """Ctrl-C at the fifth batch."""
+
+    def on_batch_end(self, learn):
+        if learn.batch_index == 4:
+            raise KeyboardInterrupt
+
+
+def test_an_epoch_that_was_broken_off_has_its_share_of_the_axis(data):
+    learn = Learner(data, mlp())
+    learn.fit(1)
+    with pytest.raises(KeyboardInterrupt):
+        learn.fit(2, callbacks=Interrupts)
+    learn.fit(2)
+    recorder = learn.recorder
+    assert recorder.borders == [1.0, 1.5]
+    assert recorder.epochs[[0, 9, 10, 14, 15, 25]] == pytest.approx([0.0, 0.9, 1.0, 1.4, 1.5, 2.5])
+    assert [place for place, _ in recorder.points("valid_loss")] == [1.0, 2.5, 3.5]
+
+
+def test_a_first_fit_that_was_broken_off_has_a_border(data):
+    learn = Learner(data, mlp())
+    with pytest.raises(KeyboardInterrupt):
+        learn.fit(2, callbacks=Interrupts)
+    learn.fit(1)
+    assert learn.recorder.borders == [0.5]
+
+
+def test_a_fit_that_trained_nothing_draws_nothing(data):
+    live = LivePlot()
+    learn = Learner(data, mlp(), callbacks=[live])
+    learn.fit(1)
+    figure = live.figure
+    with pytest.raises(ZeroDivisionError):
+        learn.fit(1, callbacks=[Log({("on_train_begin", 1): ZeroDivisionError()})])
+    assert live.figure is figure
+
+
+def test_a_live_picture_is_drawn_by_the_clock(data, monkeypatch):
+    from onecycle import display
+    from onecycle.callbacks import live_plot
+
+    drawn = []
+    learn = Learner(data, mlp(), live_plot=True)
+    monkeypatch.setenv("ONECYCLE_PROGRESS", "notebook")
+    monkeypatch.setattr(display, "show", lambda content, handle: drawn.append(content))
+    monkeypatch.setattr(live_plot, "time", Clock(learn, 0.1))
+    learn.display.bar = False
+    learn.fit(3)
+    pictures = [content for content in drawn if "image/png" in content]
+    # Every five of 30 steps, and once more at the end.
+    assert len(pictures) == 7
+
+
+def test_the_live_picture_of_a_long_run_is_thinned(learn):
+    from matplotlib.figure import Figure
+
+    from onecycle import plot
+
+    many = np.linspace(0, 1, 200_000)
+    left, right = plot.live(many, many, many, [], many, Figure().subplots())
+    assert len(left.get_lines()[0].get_xdata()) <= plot.MANY
+    assert len(right.get_lines()[0].get_xdata()) <= plot.MANY
+
+
+def test_a_logarithmic_scale_needs_losses_above_zero(data):
+    learn = Learner(data, mlp(), loss_func=lambda pred, target: -(pred**2).mean() - 1.0)
+    learn.fit(1, 1e-4)
+    with pytest.raises(ValueError, match="log=True needs losses above 0"):
+        learn.recorder.plot_losses(log=True)
+
+
+def test_a_metric_with_an_underscore_has_its_place_in_the_legend(data):
+    def _certainty(pred, target):
+        return pred.softmax(1).max(1).values.mean()
+
+    learn = Learner(data, mlp(), metrics=_certainty)
+    learn.fit(1)
+    (text,) = learn.recorder.plot_metrics().get_legend().get_texts()
+    assert text.get_text() == "_certainty"
+
+
+def test_json_takes_numbers_of_numpy_and_torch(learn, tmp_path):
+    learn.fit(1)
+    learn.recorder.history[0] |= {"a": np.float32(0.5), "b": torch.tensor(2), "c": (1.0, np.nan)}
+    found = json.loads(learn.recorder.write_json(tmp_path / "h.json").read_text())
+    assert [found["history"][0][name] for name in "abc"] == [0.5, 2, [1.0, None]]
+
+
+def test_norms_end_when_clipping_does(data):
+    learn = Learner(data, mlp(), clip=1.0)
+    learn.fit(1)
+    learn.training_step.clip = None
+    learn.fit(1)
+    assert np.isnan(learn.recorder.grad_norms).tolist() == [False] * 10 + [True] * 10

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch.nn import functional
 
 from onecycle import accuracy, error_rate, mae, mse, rmse, top_k_accuracy
-from onecycle.metrics import MeanMetric, Scores
+from onecycle.metrics import MeanMetric, Scores, named
 
 
 def f1(pred, target):
@@ -138,3 +138,7 @@ def test_a_name_of_another_column_is_refused():
 
     with pytest.raises(ValueError, match="'lr' is taken"):
         Scores([lr])
+
+
+def test_one_metric_needs_no_list():
+    assert list(named(accuracy)) == ["accuracy"]

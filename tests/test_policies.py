@@ -8,9 +8,11 @@ import torch
 from torch.optim import lr_scheduler
 
 from onecycle.schedules import (
+    exp_decay,
     flat_cos,
     join,
     linear,
+    on_steps,
     one_cycle,
     repeat,
     sample,
@@ -128,3 +130,44 @@ def test_twenty_cycles_of_one_begin_alike():
 def test_policies_join_like_any_schedule():
     warmed = join(linear(0.0, 1.0), sgdr(cycle_len=1, cycle_mult=1, epochs=3), at=[0.25])
     assert [round(warmed(p), 9) for p in (0.0, 0.125, 0.25, 0.375, 0.5)] == [0, 0.5, 1, 0.5, 1]
+
+
+def test_a_repeated_cycle_is_so_many_runs_of_it_to_the_digit():
+    once = sample(one_cycle(total_steps=23), 23)
+    assert sample(repeat(one_cycle(), 20, total_steps=460), 460) == once * 20
+
+
+@pytest.mark.parametrize("T", [1, 2, 3, 7, 20, 33])
+def test_a_repeated_cycle_of_any_length(T):
+    rates = sample(repeat(linear(), 3, total_steps=T), T)
+    assert rates[0] == 1.0
+    assert all(0.0 <= rate <= 1.0 for rate in rates)
+
+
+def test_the_parts_of_a_join_begin_on_steps():
+    both = join(linear(0.0, 1.0), wsd(warmup=0.3, shape="linear"), at=[0.5])
+    rates = sample(on_steps(both, 20), 20)
+    assert (rates[0], rates[10], rates[13], rates[-1]) == (0.0, 0.04, 1.0, 0.0)
+
+
+def test_a_join_of_three_has_its_peak_on_a_step():
+    for T in range(3, 40):
+        assert max(sample(on_steps(join(linear(0.0, 1.0), linear(), at=[0.3]), T), T)) == 1.0
+
+
+def test_exp_decay_equals_torch():
+    def make(opt):
+        return lr_scheduler.ExponentialLR(opt, 0.9)
+
+    rates = sample(exp_decay(gamma=0.9, epochs=30, total_steps=30), 30)
+    assert rates == pytest.approx(torch_rates(make, 30))
+
+
+def test_exp_decay_has_its_factor_at_the_first_step_of_every_epoch():
+    rates = sample(exp_decay(gamma=0.5, epochs=4, total_steps=40), 40)
+    assert rates[::10] == pytest.approx([1.0, 0.5, 0.25, 0.125])
+
+
+def test_wsd_warms_up_in_a_short_run_too():
+    assert sample(wsd(total_steps=6), 6)[:2] == [0.04, 1.0]
+    assert sample(wsd(warmup=0, total_steps=6), 6)[0] == 1.0

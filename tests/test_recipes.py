@@ -74,7 +74,7 @@ def test_sgdr_needs_no_multiplier(learn):
         (lambda learn: learn.fit_wsd(2, 0.1, shape="square"), "shape"),
         (lambda learn: learn.fit_sgdr(0, 1), "n_cycles"),
         (lambda learn: learn.fit_sgdr(1, 0), "cycle_len"),
-        (lambda learn: learn.fit_clr(2, 0.1), "cycle_len"),
+        (lambda learn: learn.fit_clr(2, 0.1, cycle_len=3), "cycle_len"),
         (lambda learn: learn.fit_clr(0, 0.1), "epochs"),
         (lambda learn: learn.fit_clr(4, 0.1, div_factor=1), "div_factor"),
         (lambda learn: learn.fit_clr(4, 0.1, mode="square"), "mode"),
@@ -246,3 +246,96 @@ def test_two_that_would_set_the_rate_are_refused(learn):
     ):
         with pytest.raises(ValueError, match="would both set the learning rate"):
             fit(**both)
+
+
+def test_it_leaves_the_optimizer_as_it_was_when_it_could_not_be_made(data):
+    learn = Learner(data, plain())
+    before = set(vars(learn.opt))
+    with pytest.raises(TypeError, match="make must return"):
+        learn.fit(1, schedule=TorchScheduler(lambda opt: (lr_scheduler.StepLR(opt, 1), None)[1]))
+    assert set(vars(learn.opt)) == before
+
+
+def test_a_step_of_the_user_s_own_is_put_back(data):
+    learn = Learner(data, plain())
+    lr_scheduler.StepLR(learn.opt, 5)
+    patched = learn.opt.step
+    learn.fit(1, schedule=TorchScheduler(TORCH["StepLR"]))
+    assert learn.opt.step is patched
+
+
+def test_a_learning_rate_that_is_a_tensor_stays_the_same_tensor(data):
+    rate, model = torch.tensor(0.1), plain()
+    learn = Learner(data, model, opt_func=torch.optim.Adam(model.parameters(), lr=rate))
+    scheduler = TorchScheduler(TORCH["StepLR"])
+    learn.fit(1, schedule=scheduler)
+    again = TorchScheduler(TORCH["StepLR"])
+    again.load_state_dict(scheduler.state_dict())
+    learn.fit(1, schedule=again)
+    assert learn.opt.param_groups[0]["lr"] is rate
+
+
+@pytest.mark.parametrize(
+    ("schedule", "message"),
+    [
+        (one_cycle, r"is it one_cycle\(\)\?"),
+        (linear, r"is it linear\(\)\?"),
+        (lambda p: -1.0, "must lie in"),
+        (lambda p: float("nan"), "must lie in"),
+        (lambda: 1.0, "0 positional arguments"),
+        (3, "got 3"),
+    ],
+)
+def test_what_is_no_schedule_is_told_before_training(learn, schedule, message):
+    before = everything(learn)
+    with pytest.raises((TypeError, ValueError), match=f"schedule must be.*{message}"):
+        learn.fit(1, 0.1, schedule=schedule)
+    assert same(everything(learn), before)
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda learn: learn.plot_schedule(2, 0.1, linear(), pct_start=0.1),
+        lambda learn: learn.plot_schedule(2, 0.1, {"a": linear()}, pct_start=0.1),
+        lambda learn: learn.plot_schedule(2, 0.1, pct=0.1),
+        lambda learn: learn.lr_at(0, epochs=1, max_lr=0.1, tot_epochs=3),
+    ],
+)
+def test_an_argument_that_says_nothing_about_the_plan_is_refused(learn, call):
+    with pytest.raises(TypeError, match="cycle"):
+        call(learn)
+
+
+def test_plans_are_of_the_last_layer_group(data):
+    from helpers import split_in_two
+
+    learn = Learner(data, mlp(), splitter=split_in_two)
+    assert learn.lr_at(3, epochs=10, max_lr=[0.1, 0.2]) == 0.2
+    assert learn.plot_schedule(1, [0.1, 0.2])[0].get_lines()[0].get_ydata().max() == 0.2
+
+
+def test_a_recipe_passes_weight_decay_callbacks_and_gamma_on(data):
+    decays = []
+
+    class Watch(Log):
+        def on_step_end(self, learn):
+            decays.append(learn.opt.param_groups[0]["weight_decay"])
+
+    learn = Learner(data, mlp())
+    for fit in (
+        partial(learn.fit_flat_cos, 1),
+        partial(learn.fit_wsd, 1),
+        partial(learn.fit_sgdr, 1, 1),
+        partial(learn.fit_clr, 1, mode="exp_range", gamma=0.5),
+    ):
+        fit(max_lr=0.1, wd=0.3, callbacks=Watch)
+        assert (len(decays), set(decays)) == (10, {0.3})
+        decays.clear()
+    assert learn.recorder.lrs[-10:].max() == pytest.approx(0.025 + 0.075 * 0.5**0.5, rel=1e-6)
+
+
+def test_an_optimizer_s_own_rate_of_zero_is_told(data):
+    learn = Learner(data, plain(), opt_func=partial(torch.optim.SGD, lr=0.0))
+    with pytest.raises(ValueError, match="max_lr: the optimizer's own must be finite and above 0"):
+        learn.fit_one_cycle(1)

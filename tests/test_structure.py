@@ -12,7 +12,7 @@ import onecycle
 
 PACKAGE = Path(onecycle.__file__).parent
 LAYERS = [
-    {"checks", "batch", "smoothing", "state", "files", "plot"},
+    {"checks", "batch", "smoothing", "state", "files", "plot", "tables"},
     {"schedules", "optimizers", "metrics", "suggest", "models", "checkpoint", "display"},
     {"callback", "data", "evaluation", "freezing", "plot_activations"},
     {"step", "loop"},

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from onecycle.learner import Learner
 
 NEAR_ZERO = 0.05
+BLOCK = 4096  # figures of as many outputs are read from the device at once
 Modules = Callable[[nn.Module], bool] | Iterable[str | nn.Module] | str | nn.Module | None
 
 
@@ -32,12 +33,13 @@ class ActivationStats(Callback):
     (the last one, where gradients accumulate); a cancelled batch leaves none. Several fits go on
     in one record. Of a tuple or dict the first tensor counts; what is no float tensor is left out.
     When a module runs several times in a forward pass, its last output counts. Training is the
-    same, bit for bit; numbers stay on the device until the fit ends or somebody looks at them.
+    same, bit for bit; numbers stay on the device until the fit ends or somebody looks at them, in a
+    very long fit until there are 4096 of them.
 
     Args:
         modules: None takes the modules with parameters of their own, as convolutions, linear and
-            norm layers have; or a function module -> bool, such as
-            `lambda m: isinstance(m, nn.ReLU)`; or modules, or names as in `model.named_modules()`.
+            norm layers have; or a class of modules, such as `nn.ReLU`; or a function
+            module -> bool; or modules, or names as in `model.named_modules()`.
         every: optimizer steps from record to record.
         bins: of the histogram, all of the same width.
         top: the histogram is of absolute values from 0 to `top`; all beyond is in the last bin,
@@ -83,7 +85,7 @@ class ActivationStats(Callback):
         self._seen = 0
         # The figures of one output are a row; its key is the place in (records, layers).
         self._keys: list[tuple[int, int]] = []
-        self._rows: list[list[float]] = []
+        self._rows: Array = np.empty((0, 3 + self.bins))
         self._unread: list[Tensor] = []
         self._batch: dict[str, Tensor] = {}
         self._watched: dict[str, nn.Module] = {}
@@ -141,6 +143,8 @@ class ActivationStats(Callback):
             self._steps.append(self._seen)
         self._batch.clear()
         self._seen += 1
+        if len(self._unread) >= BLOCK:
+            self._read()
 
     def on_batch_end(self, learn: Learner) -> None:  # noqa: ARG002
         """Unhook after a batch that was cancelled before its forward pass."""
@@ -161,7 +165,7 @@ class ActivationStats(Callback):
             "steps": list(self._steps),
             "seen": self._seen,
             "keys": [list(key) for key in self._keys],
-            "rows": [list(row) for row in self._read()],
+            "rows": self._read().tolist(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -180,7 +184,7 @@ class ActivationStats(Callback):
         self._steps = list(state["steps"])
         self._seen = state["seen"]
         self._keys = [(record, layer) for record, layer in state["keys"]]
-        self._rows = [list(row) for row in state["rows"]]
+        self._rows = np.reshape(np.array(state["rows"], dtype=np.float64), (-1, 3 + self.bins))
         self._unread.clear()
 
     def plot_layer_stats(self, layer: int | str, ax: Any = None) -> Any:
@@ -230,11 +234,12 @@ class ActivationStats(Callback):
         while self._handles:
             self._handles.pop().remove()
 
-    def _read(self) -> list[list[float]]:
+    def _read(self) -> Array:
         """Move the unread rows to the host, all at once; return all rows."""
         if self._unread:
             device = self._unread[0].device
-            self._rows += torch.stack([row.to(device) for row in self._unread]).tolist()
+            rows = torch.stack([row.to(device) for row in self._unread])
+            self._rows = np.concatenate([self._rows, rows.cpu().numpy()])
             self._unread.clear()
         return self._rows
 
@@ -243,7 +248,7 @@ class ActivationStats(Callback):
         """All figures, (records, layers, 3 + bins), nan where there are none."""
         table = np.full((len(self._steps), len(self.layers), 3 + self.bins), np.nan)
         record, layer = np.array(self._keys, dtype=np.int64).reshape(-1, 2).T
-        table[record, layer] = np.reshape(self._read(), (-1, 3 + self.bins))
+        table[record, layer] = self._read()
         return table
 
     def _index(self, layer: int | str) -> int:
@@ -282,7 +287,9 @@ def _histogram(size: Tensor, bins: int, top: float) -> Tensor:
 
 
 def _checked(modules: Any) -> Any:
-    """Return a function or None as it is, names and modules in a list."""
+    """Return a function or None as it is, a test for a class, names and modules in a list."""
+    if isinstance(modules, type):
+        return lambda module: isinstance(module, modules)
     if isinstance(modules, (str, nn.Module)):
         return [modules]
     if isinstance(modules, Iterable):

@@ -24,7 +24,8 @@ class LivePlot(Callback):
 
     Training loss of every step thin and smoothed, validation loss, and the learning rate on a
     second axis. Drawn at most twice a second and in at most a tenth of the time; no other output of
-    the cell is touched. Outside of a notebook nothing is shown, and `figure` is drawn at the end.
+    the cell is touched. Outside of a notebook, and within `learn.no_logging()`, nothing is shown,
+    and `figure` is drawn at the end.
 
     Args:
         skip_start: steps at the beginning of the fit that are left out.
@@ -39,12 +40,13 @@ class LivePlot(Callback):
         self.skip_start = checks.integer("skip_start", skip_start, low=0)
         self.figure: Figure | None = None
         self._handle: Any = None
+        self._first = 0
         self._next = float("inf")
 
-    def on_train_begin(self, learn: Learner) -> None:  # noqa: ARG002 - the contract of a hook
+    def on_train_begin(self, learn: Learner) -> None:
         """Begin a new picture, in the cell that runs now."""
-        self._handle = None
-        shown = isinstance(display.surface(), display.Notebook)
+        self._handle, self._first = None, len(learn.recorder.lrs)
+        shown = learn.display.table and isinstance(display.surface(), display.Notebook)
         self._next = time.monotonic() + REFRESH if shown else float("inf")
 
     def on_batch_end(self, learn: Learner) -> None:
@@ -58,7 +60,7 @@ class LivePlot(Callback):
 
     def on_train_end(self, learn: Learner) -> None:
         """Draw the whole fit."""
-        if len(learn.recorder.lrs):
+        if len(learn.recorder.lrs) > self._first:
             self._draw(learn)
         self._handle, self._next = None, float("inf")
 
@@ -70,14 +72,12 @@ class LivePlot(Callback):
         # Not by pyplot: a figure of its registry would be shown a second time after the cell.
         self.figure = Figure(figsize=(6.0, 4.0), layout="constrained")
         recorder = learn.recorder
-        steps, epochs = recorder.fits[-1] if recorder.fits else (0, 0)
-        first = steps + self.skip_start
-        rows = recorder.history[epochs:]
+        first, rows = self._first + self.skip_start, recorder.fits[-1][1]
         plot.live(
             recorder.epochs[first:],
             recorder.losses[first:],
             recorder.smooth_losses[first:],
-            [(row["epoch"], row["valid_loss"]) for row in rows if "valid_loss" in row],
+            recorder.points("valid_loss", since=rows),
             recorder.lrs[first:],
             self.figure.subplots(),
         )

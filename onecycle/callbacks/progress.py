@@ -22,7 +22,8 @@ class ProgressBar(Callback):
     Every Learner has one; `learn.no_bar()` and `learn.no_logging()` silence it.
 
     The bar tells loss, learning rate, batches a second, and the time left for the epoch and for the
-    run. It moves by the clock, ten times a second in a terminal and four times in a notebook.
+    run. It moves by the clock, ten times a second in a terminal and four times in a notebook. In a
+    terminal, what a callback prints while the bar is there lands behind it; `tqdm.write` does not.
 
     Args:
         bar: show the bar.
@@ -37,6 +38,7 @@ class ProgressBar(Callback):
         self._surface = Surface()
         self._first = 0
         self._started = self._next = 0.0
+        self._spent = self._validation = self._validating = 0.0  # seconds in validations
 
     def on_train_begin(self, learn: Learner) -> None:
         """Choose a surface and begin a new table."""
@@ -44,6 +46,7 @@ class ProgressBar(Callback):
         if self.table:
             self._surface.begin()
         self._first = learn.epoch
+        self._spent = self._validation = self._validating = 0.0
         self._started = time.monotonic()
         self._next = self._started + self._surface.refresh if self.bar else float("inf")
 
@@ -60,8 +63,19 @@ class ProgressBar(Callback):
 
     def on_validate_begin(self, learn: Learner) -> None:
         """Show a full bar during validation."""
-        if self._surface.refresh < 1.0 and self.bar:
+        self._validating = time.monotonic()
+        if self.bar and self._surface.refresh < 1.0:
             self._move(learn)
+
+    def on_validate_batch_end(self, learn: Learner) -> None:
+        """Show that it goes on."""
+        self.on_batch_end(learn)
+
+    def on_validate_end(self, learn: Learner) -> None:  # noqa: ARG002 - the contract of a hook
+        """Note how long a validation takes."""
+        self._validation = time.monotonic() - self._validating
+        self._spent += self._validation
+        self._validating = 0.0
 
     def on_epoch_end(self, learn: Learner) -> None:
         """Show the row of the epoch."""
@@ -75,18 +89,26 @@ class ProgressBar(Callback):
         self._next = float("inf")
 
     def _place(self, learn: Learner) -> tuple[int, float]:
-        """Return the batches of the bar that are done, and the share of the run."""
+        """Return the batches of the bar that are done, and the share of the run's training."""
         done = learn.batch_index + 1
         epochs = learn.epoch - self._first + done / learn.batches_per_epoch
         return done, epochs / (learn.stop_epoch - self._first)
 
+    def _left(self, learn: Learner, share: float, now: float) -> float | None:
+        """Return the seconds that the run will take; None during the first validation."""
+        inside = now - self._validating if self._validating else 0.0
+        if inside and not self._validation:
+            return None
+        training = now - self._started - self._spent - inside
+        epochs = learn.stop_epoch - learn.epoch
+        return training * (1.0 - share) / share + max(0.0, epochs * self._validation - inside)
+
     def _move(self, learn: Learner) -> None:
         done, share = self._place(learn)
         now = time.monotonic()
-        left = (now - self._started) * (1.0 - share) / share if share > 0 else 0.0
         loss = "-" if learn.loss is None else f"{learn.loss.item():.4f}"
         lr = f"{optimizers.read(learn.opt, 'lr'):.2e}"
-        self._surface.move(done, loss, lr, max(left, 0.0))
+        self._surface.move(done, loss, lr, self._left(learn, share, now) if share else None)
         self._next = now + self._surface.refresh
 
 

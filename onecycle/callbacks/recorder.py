@@ -18,6 +18,7 @@ import torch
 from onecycle import checks, files, optimizers
 from onecycle.callback import Callback
 from onecycle.files import PathLike
+from onecycle.metrics import RESERVED
 from onecycle.smoothing import Array, centred_mean
 
 if TYPE_CHECKING:
@@ -56,7 +57,10 @@ class Recorder(Callback):
         self._lrs = array("d")
         self._moms = array("d")
         self._grad_norms = array("d")
-        self._epoch_ends: list[int] = []
+        # (steps, place on the axis of epochs) after each epoch, also one that was broken off.
+        self._marks: list[tuple[int, float]] = [(0, 0.0)]
+        self._places: list[float] = []
+        self._per_epoch = 1
         self._unread: list[Tensor] = []
         self._unread_norms: list[Tensor] = []
         self._samples: list[int] = []
@@ -86,7 +90,9 @@ class Recorder(Callback):
 
     @property
     def smooth_losses(self) -> Array:
-        """The losses as a centred mean over a twenty-fifth of their fit, at least seven steps.
+        """The losses as a centred mean over a twenty-fifth of their fit.
+
+        In short fits over seven steps, or half of the fit where that is less.
 
         Not the exponential mean that is usual here: that lags, and is still falling when the loss
         has stopped.
@@ -94,24 +100,23 @@ class Recorder(Callback):
         losses = self.losses
         borders = [*(steps for steps, _ in self.fits), len(losses)]
         fits = [losses[a:b] for a, b in pairwise(borders)]
-        return np.concatenate(
-            [losses[:0], *(centred_mean(f, max(3, len(f) // SMOOTH)) for f in fits)]
-        )
+        return np.concatenate([losses[:0], *(centred_mean(fit, _reach(len(fit))) for fit in fits)])
 
     @property
     def epochs(self) -> Array:
         """Where every step lies on an axis of epochs; 1 is the first step of the second."""
-        ends = [0, *self._epoch_ends]
-        if len(self._lrs) > ends[-1]:
-            ends.append(len(self._lrs))
-        # An epoch without a step has no place on the axis of steps.
-        marks = {steps: epoch for epoch, steps in enumerate(ends)}
-        return np.interp(np.arange(len(self._lrs)), list(marks), list(marks.values()))
+        marks = [*self._marks, self._here()]
+        parts = [
+            np.linspace(place, after, end - start, endpoint=False)
+            for (start, place), (end, after) in pairwise(marks)
+        ]
+        return np.concatenate(parts)
 
     @property
-    def borders(self) -> list[int]:
-        """Epochs after which a further fit began."""
-        return [epochs for _, epochs in self.fits if epochs > 0]
+    def borders(self) -> list[float]:
+        """Where on that axis a further fit began."""
+        places = dict(self._marks)
+        return [places[steps] for steps, _ in self.fits if places.get(steps, 0.0) > 0.0]
 
     def columns(self) -> dict[str, list[Any]]:
         """Return the history by column; a row that lacks a value has nan there.
@@ -151,9 +156,10 @@ class Recorder(Callback):
         """
         return files.write_text(path, json.dumps(_finite(self.state_dict()), indent=1) + "\n")
 
-    def on_train_begin(self, learn: Learner) -> None:  # noqa: ARG002 - the contract of a hook
+    def on_train_begin(self, learn: Learner) -> None:
         """Mark where this fit begins."""
         self.fits.append((len(self._lrs), len(self.history)))
+        self._per_epoch = learn.steps_per_epoch
 
     def on_epoch_begin(self, learn: Learner) -> None:  # noqa: ARG002
         """Start the clock of the epoch."""
@@ -174,7 +180,9 @@ class Recorder(Callback):
     def on_epoch_end(self, learn: Learner) -> None:
         """Write the epoch's row."""
         self._read()
-        self._epoch_ends.append(len(self._lrs))
+        # An epoch is one on the axis, even if it was cut short.
+        self._marks.append((len(self._lrs), self._marks[-1][1] + 1.0))
+        self._places.append(self._marks[-1][1])
         self.history.append(
             {
                 "epoch": len(self.history) + 1,
@@ -186,7 +194,9 @@ class Recorder(Callback):
         )
 
     def on_train_end(self, learn: Learner) -> None:  # noqa: ARG002
-        """Take the mark back when nothing came of the fit."""
+        """Mark an epoch that was broken off; forget the fit when nothing came of it."""
+        if len(self._lrs) > self._marks[-1][0]:
+            self._marks.append(self._here())
         if self.fits and self.fits[-1] == (len(self._lrs), len(self.history)):
             self.fits.pop()
 
@@ -199,7 +209,8 @@ class Recorder(Callback):
             "lrs": self._lrs.tolist(),
             "moms": self._moms.tolist(),
             "grad_norms": self._grad_norms.tolist(),
-            "epoch_ends": list(self._epoch_ends),
+            "marks": [list(mark) for mark in self._marks],
+            "places": list(self._places),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -210,7 +221,8 @@ class Recorder(Callback):
         self._lrs = array("d", state["lrs"])
         self._moms = array("d", state["moms"])
         self._grad_norms = array("d", state["grad_norms"])
-        self._epoch_ends = list(state["epoch_ends"])
+        self._marks = [(steps, place) for steps, place in state["marks"]]
+        self._places = list(state["places"])
         self._unread.clear()
         self._unread_norms.clear()
         self._samples.clear()
@@ -263,7 +275,7 @@ class Recorder(Callback):
             self.epochs[skip:],
             self.losses[skip:],
             self.smooth_losses[skip:],
-            self._column("valid_loss"),
+            self.points("valid_loss"),
             ax,
             log=log,
             borders=self.borders,
@@ -295,18 +307,26 @@ class Recorder(Callback):
         """
         from onecycle import plot
 
-        other = {"epoch", "train_loss", "valid_loss", "lr", "seconds"}
-        names = list(
-            dict.fromkeys(name for row in self.history for name in row if name not in other)
-        )
+        names = [name for name in self.columns() if name not in RESERVED]
         if not names:
             raise ValueError("no metrics to plot: give Learner(metrics=...) and validation data")
-        columns = {name: self._column(name) for name in names}
+        columns = {name: self.points(name) for name in names}
         return plot.metrics(columns, ax, borders=self.borders)
 
-    def _column(self, name: str) -> list[tuple[int, float]]:
-        """Return (epoch, value) of every row that has `name`."""
-        return [(row["epoch"], row[name]) for row in self.history if name in row]
+    def points(self, name: str, since: int = 0) -> list[tuple[float, float]]:
+        """Return (place on the axis of epochs, value) of the rows that have `name`.
+
+        Args:
+            name: a column of the history.
+            since: rows that are left out.
+        """
+        rows = list(zip(self._places, self.history, strict=True))[since:]
+        return [(place, row[name]) for place, row in rows if name in row]
+
+    def _here(self) -> tuple[int, float]:
+        """Return the steps there are and their place, within a running epoch by its steps."""
+        steps, place = self._marks[-1]
+        return len(self._lrs), place + min(1.0, (len(self._lrs) - steps) / self._per_epoch)
 
     def _train_loss(self) -> float:
         if not self._samples:
@@ -323,10 +343,17 @@ class Recorder(Callback):
             self._unread_norms.clear()
 
 
+def _reach(steps: int) -> int:
+    """Return the steps on either side that are averaged in a fit of so many."""
+    return min(max(3, steps // SMOOTH), steps // 4)
+
+
 def _finite(value: Any) -> Any:
-    """Return `value` with None for every number that JSON cannot hold."""
+    """Return `value` as plain numbers, with None for every one that JSON cannot hold."""
     if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
-    if isinstance(value, list):
+        return {str(key): _finite(item) for key, item in value.items()}
+    if hasattr(value, "tolist"):
+        return _finite(value.tolist())
+    if isinstance(value, (list, tuple)):
         return [_finite(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
+from onecycle import optimizers
 from onecycle.callback import Callback
 
 if TYPE_CHECKING:
@@ -44,23 +45,24 @@ class TorchScheduler(Callback):
         self.make = make
         self._scheduler: LRScheduler | None = None
         self._own: dict[str, Any] = {}
+        self._made = False
         self._state: dict[str, Any] | None = None
         self._resumed = False
 
     def on_train_begin(self, learn: Learner) -> None:
         """Make the scheduler, which sets the rate of the first step."""
-        own = {name: value for name, value in vars(learn.opt).items() if name in PATCHED}
+        self._own = {name: value for name, value in vars(learn.opt).items() if name in PATCHED}
+        self._made = True
         scheduler = self.make(learn.opt)
         if not isinstance(scheduler, LRScheduler) or isinstance(scheduler, ReduceLROnPlateau):
             raise TypeError(
                 f"make must return a scheduler that counts steps, got {type(scheduler).__name__}"
             )
-        self._scheduler, self._own = scheduler, own
+        self._scheduler = scheduler
         if self._resumed and self._state is not None:
             scheduler.load_state_dict(self._state)
             # Most compute the next rate from the one that the optimizer has.
-            for group, lr in zip(learn.opt.param_groups, scheduler.get_last_lr(), strict=True):
-                group["lr"] = lr
+            optimizers.write_each(learn.opt, "lr", list(map(float, scheduler.get_last_lr())))
         self._resumed = False
 
     def on_step_end(self, learn: Learner) -> None:
@@ -71,13 +73,13 @@ class TorchScheduler(Callback):
 
     def on_train_end(self, learn: Learner) -> None:
         """Take what a scheduler leaves on the optimizer away again."""
-        if self._scheduler is None:
+        if not self._made:
             return
         self._state = self.state_dict()["scheduler"]
         for name in PATCHED:
             vars(learn.opt).pop(name, None)
         vars(learn.opt).update(self._own)
-        self._scheduler, self._own = None, {}
+        self._scheduler, self._own, self._made = None, {}, False
 
     def state_dict(self) -> dict[str, Any]:
         """Return the scheduler's state."""

@@ -1,7 +1,7 @@
 """The 1cycle policy: learning rate up and down once, momentum down and up."""
 
 from onecycle import checks
-from onecycle.schedules.shapes import Schedule, cosine, join, linear, progress, stepped
+from onecycle.schedules.shapes import Schedule, cosine, joined, linear, progress, stepped
 
 
 @stepped
@@ -110,13 +110,13 @@ def _cycle(
     at = _peak(pct_start, three_phase, total_steps)
     if not three_phase:
         rise = linear if warmup == "linear" else cosine
-        return join(rise(start, peak), cosine(peak, end), at=[at])
+        return joined([rise(start, peak), cosine(peak, end)], [0.0, at, 1.0])
     if warmup != "linear":
         raise ValueError(
             "warmup must be 'linear' with three_phase=True, which is linear throughout"
         )
     parts = linear(start, peak), linear(peak, start), linear(start, end)
-    return join(*parts, at=[at, min(1.0, 2.0 * at)])
+    return joined(parts, [0.0, at, min(1.0, 2.0 * at), 1.0])
 
 
 def _peak(pct_start: float, three_phase: bool, total_steps: int | None) -> float:

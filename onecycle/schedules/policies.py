@@ -6,17 +6,20 @@
 import math
 from bisect import bisect_right
 from collections.abc import Iterable, Sequence
-from itertools import count, cycle
+from itertools import count, cycle, pairwise
 
 from onecycle import checks
 from onecycle.schedules.shapes import (
     Schedule,
+    before_last,
     constant,
     cosine,
     edge,
     joined,
     linear,
+    on_steps,
     one_minus_sqrt,
+    progress,
     stepped,
 )
 
@@ -69,7 +72,7 @@ def wsd(
 
     Args:
         max_lr: the flat part, above 0.
-        warmup: share of the steps in the rise, in [0, 1].
+        warmup: share of the steps in the rise, in [0, 1]; at least one, unless it is 0.
         cooldown: share of the steps in the decay, in [0, 1]; with the warm-up at most 1.
         shape: of the cooldown: "1-sqrt", "linear" or "cos".
         div_factor: max_lr over the first value.
@@ -92,8 +95,11 @@ def wsd(
         raise ValueError(f"warmup={warmup!r} and cooldown={cooldown!r} must be at most 1 together")
     decay = COOLDOWNS[checks.choice("shape", shape, tuple(COOLDOWNS))]
     down = _begin(1.0 - cooldown, total_steps)
+    up = _begin(warmup, total_steps)
+    if total_steps is not None and warmup > 0.0:
+        up = max(up, progress(1, total_steps))
     parts = [linear(start, max_lr), constant(max_lr), decay(max_lr, end)]
-    return joined(parts, [0.0, min(_begin(warmup, total_steps), down), down, 1.0])
+    return joined(parts, [0.0, min(up, down), down, 1.0])
 
 
 @stepped
@@ -181,8 +187,7 @@ def triangular(
         edge(i * cycle_len / epochs, total_steps) for i in range(math.ceil(epochs / cycle_len))
     ]
 
-    # The last step begins one step before the end of the run.
-    run = epochs if total_steps is None else epochs * (total_steps - 1) / total_steps
+    run = before_last(epochs, total_steps)
 
     def schedule(p: float) -> float:
         weight = wave(p)
@@ -211,7 +216,7 @@ def step_decay(
         at: epochs before each drop, not falling, from 0 to `epochs`.
         epochs: epochs in the run.
         factor: of each drop, above 0.
-        total_steps: makes a drop the first step after `at` epochs, whatever the rounding.
+        total_steps: puts the drops on the steps nearest to `at`.
 
     Source: the usual practice, as in He et al. 2016 (arXiv 1512.03385).
 
@@ -235,14 +240,23 @@ def repeat(schedule: Schedule, times: int, *, total_steps: int | None = None) ->
     Args:
         schedule: function of progress.
         times: at least 1.
-        total_steps: puts the beginning of each on a step.
+        total_steps: makes it the very numbers of so many runs, each from first value to last.
 
     >>> from onecycle.schedules import sample
-    >>> sample(repeat(linear(1.0, 0.0), 2, total_steps=8), 8)[:5]
-    [1.0, 0.75, 0.5, 0.25, 1.0]
+    >>> sample(repeat(linear(1.0, 0.0), 2, total_steps=6), 6)
+    [1.0, 0.5, 0.0, 1.0, 0.5, 0.0]
     """
     times = checks.integer("times", times)
-    return _until(times, cycle([(schedule, 1.0)]), total_steps)
+    if not callable(schedule):
+        raise TypeError(f"schedule must be a function of progress, got {schedule!r}")
+    if total_steps is None:
+        return _until(times, cycle([(schedule, 1.0)]), None)
+    first = [round(i * total_steps / times) for i in range(times + 1)]
+    values: list[float] = []
+    for begin, end in pairwise(first):
+        run = on_steps(schedule, max(1, end - begin))
+        values += [run(progress(t, end - begin)) for t in range(end - begin)]
+    return lambda p: values[min(round(p * (total_steps - 1)), total_steps - 1)]
 
 
 def _until(

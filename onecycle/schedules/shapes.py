@@ -4,6 +4,7 @@ import functools
 import math
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from typing import Any
 
 from onecycle import checks
@@ -109,6 +110,8 @@ def exponential(start: float, end: float) -> Schedule:
 
     Both must be above 0.
 
+    Source: as the sweep of a learning rate finder, fastai's `lr_find`.
+
     >>> round(exponential(1e-4, 1.0)(0.5), 9)
     0.01
     """
@@ -120,6 +123,8 @@ def poly(start: float = 1.0, end: float = 0.0, power: float = 2.0) -> Schedule:
     """Return p -> `end` + (`start` - `end`) (1 - p)^`power`: steep at first for a power above 1.
 
     Written as a weighted mean, so that both ends are exact. `power` must be above 0.
+
+    Source: Liu, Rabinovich and Berg 2015 (arXiv 1506.04579), the "poly" policy, with power 0.9.
 
     >>> poly(1.0, 0.0, power=2)(0.5)
     0.25
@@ -167,19 +172,32 @@ def one_minus_sqrt(start: float = 1.0, end: float = 0.0) -> Schedule:
     return schedule
 
 
-def exp_decay(start: float = 1.0, *, gamma: float, epochs: float) -> Schedule:
-    """Return p -> `start` `gamma`^(`epochs` p): a factor of `gamma` after every epoch.
+@stepped
+def exp_decay(
+    start: float = 1.0, *, gamma: float, epochs: float, total_steps: int | None = None
+) -> Schedule:
+    """Return `start` `gamma`^x after x epochs.
 
     Args:
         start: the first value, above 0.
         gamma: factor of one epoch, above 0.
         epochs: epochs of the run; with steps in their place, `gamma` is the factor of one step.
+        total_steps: makes it exact at the first step of every epoch; without, x is `epochs` at the
+            last step, one step early.
 
-    >>> round(exp_decay(gamma=0.5, epochs=4)(1.0), 9)
-    0.0625
+    Source: `torch.optim.lr_scheduler.ExponentialLR`, moved at every step.
+
+    >>> from onecycle.schedules import sample
+    >>> sample(exp_decay(gamma=0.5, epochs=2, total_steps=4), 4)[::2]
+    [1.0, 0.5]
     """
-    epochs = checks.positive("epochs", epochs)
-    return exponential(start, start * checks.positive("gamma", gamma) ** epochs)
+    run = before_last(checks.positive("epochs", epochs), total_steps)
+    return exponential(start, start * checks.positive("gamma", gamma) ** run)
+
+
+def before_last(epochs: float, total_steps: int | None) -> float:
+    """Return the epochs that lie before the last step: all but one step's share of a run."""
+    return epochs if total_steps is None else epochs * (total_steps - 1) / total_steps
 
 
 def scaled(schedule: Schedule, factor: float) -> Schedule:
@@ -218,14 +236,26 @@ def join(*schedules: Schedule, at: Sequence[float]) -> Schedule:
     edges = [0.0, *(checks.real("at", border, low=0.0, high=1.0) for border in at), 1.0]
     if edges != sorted(edges):
         raise ValueError(f"at must not fall, got {at!r}")
-    return joined(schedules, edges)
+
+    def build(total_steps: int | None) -> Schedule:
+        borders = [edge(share, total_steps) for share in edges[:-1]]
+        return joined(schedules, [*(min(1.0, border) for border in borders), 1.0], total_steps)
+
+    return Stepped(build)
 
 
-def joined(schedules: Sequence[Schedule], edges: Sequence[float]) -> Schedule:
+def joined(
+    schedules: Sequence[Schedule], edges: Sequence[float], total_steps: int | None = None
+) -> Schedule:
     """Return schedule i between `edges[i]` and `edges[i+1]`; the last edge may lie beyond 1.
 
-    A last part that reaches beyond 1 is cut off there, not squeezed.
+    A last part that reaches beyond 1 is cut off there, not squeezed. With `total_steps` each part
+    has its own parts on steps too; it reaches its last value where the next one begins.
     """
+    if total_steps is not None:
+        lengths = [(b - a) * (total_steps - 1) for a, b in pairwise(edges)]
+        parts = zip(schedules, lengths, strict=True)
+        schedules = [on_steps(one, round(length) + 1) for one, length in parts]
     borders = edges[1:-1]
     last = max(i for i in range(len(schedules)) if edges[i] < edges[i + 1])
 

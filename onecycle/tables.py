@@ -1,0 +1,30 @@
+"""Tables for a page."""
+
+from collections.abc import Iterable, Sequence
+from html import escape
+from typing import Any
+
+
+def html_table(rows: Iterable[Sequence[Any]], head: Sequence[str] = (), kind: str = "") -> str:
+    """Return an HTML table; everything is escaped, the first cell of a row is its header.
+
+    Args:
+        rows: lines of cells.
+        head: names of the columns; none makes no header.
+        kind: class of the table, for those who look for it.
+
+    >>> print(html_table([["<i>", 1]], ["a", "b"]), end="")
+    <table><thead><tr><th scope="col">a</th><th scope="col">b</th></tr></thead>
+    <tbody><tr><th scope="row">&lt;i&gt;</th><td>1</td></tr>
+    </tbody></table>
+    """
+    opening = f'<table class="{escape(kind)}">' if kind else "<table>"
+    names = "".join(f'<th scope="col">{escape(name)}</th>' for name in head)
+    top = f"<thead><tr>{names}</tr></thead>\n" if head else ""
+    body = "".join(
+        f'<tr><th scope="row">{escape(str(first))}</th>'
+        + "".join(f"<td>{escape(str(cell))}</td>" for cell in rest)
+        + "</tr>\n"
+        for first, *rest in rows
+    )
+    return f"{opening}{top}<tbody>{body}</tbody></table>\n"
