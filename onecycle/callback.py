@@ -30,6 +30,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from onecycle.learner import Learner
+    from onecycle.trainer import Trainer
 
 EVENTS = (
     "on_train_begin",
@@ -169,7 +170,7 @@ class Callback:
         """Take back what `state_dict` returned."""
 
 
-Hook = Callable[["Learner"], None]
+Hook = Callable[[Any], None]
 Hooks = dict[str, tuple[Hook, ...]]
 
 
@@ -199,7 +200,7 @@ def dispatch(callbacks: Iterable[Callback]) -> Hooks:
     }
 
 
-def fire(hooks: tuple[Hook, ...], learn: Learner) -> None:
+def fire(hooks: tuple[Hook, ...], learn: Trainer) -> None:
     """Call every hook; raise the widest signal at the end, any other error at once with a note."""
     signal: Cancel | None = None
     for hook in hooks:
@@ -215,7 +216,7 @@ def fire(hooks: tuple[Hook, ...], learn: Learner) -> None:
         raise signal
 
 
-def fire_all(hooks: tuple[Hook, ...], learn: Learner) -> None:
+def fire_all(hooks: tuple[Hook, ...], learn: Trainer) -> None:
     """Call every hook even when some fail, then raise the first error."""
     failure: BaseException | None = None
     for hook in hooks:

@@ -1,53 +1,40 @@
-"""The Learner: owns data, model and optimizer; what a user calls."""
+"""The Learner: what a user calls."""
 
 from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor, nn
-from torch.optim.lr_scheduler import LRScheduler
-
-from onecycle import batch as batches
-from onecycle import checkpoint, checks, freezing, optimizers, plot, report, state
+from onecycle import checks, freezing, optimizers, plot, report, state
 from onecycle.callback import (
     Callback,
     as_callbacks,
 )
-from onecycle.callbacks.live_plot import LivePlot
 from onecycle.callbacks.lr_finder import LRFind, LRFinder
-from onecycle.callbacks.progress import ProgressBar, SweepBar
-from onecycle.callbacks.recorder import Recorder
-from onecycle.callbacks.scheduler import OneCycleScheduler, ParamScheduler, Plan
+from onecycle.callbacks.progress import SweepBar
+from onecycle.callbacks.scheduler import OneCycleScheduler, Plan
 from onecycle.callbacks.torch_scheduler import TorchScheduler
-from onecycle.data.loaders import DataLoaders, as_loaders, check_loader
-from onecycle.evaluation import Evaluator, finished
-from onecycle.loop import Loop
-from onecycle.metrics import Metric, Scores, named
-from onecycle.optimizers import LR, OptFunc, Splitter
+from onecycle.optimizers import LR
 from onecycle.schedules import (
     Schedule,
     constant,
     flat_cos,
     progress,
-    scaled,
     sgdr,
     triangular,
     wsd,
 )
-from onecycle.step import TrainingStep, activation, check_scalar, infer_loss
 from onecycle.summary import Summary, summarize
+from onecycle.trainer import Trainer, scheduler_of
 
 # What `OneCycleScheduler` takes beside the peak.
 CYCLE = ("moms", "div_factor", "pct_start", "final_div", "warmup", "three_phase")
 
 
-class Learner:
+class Learner(Trainer):
     """Data, model and optimizer, and the loop that trains one with the others.
 
     Args:
@@ -89,92 +76,7 @@ class Learner:
     23
     """
 
-    def __init__(
-        self,
-        data: DataLoaders | tuple[Iterable[Any], Iterable[Any] | None],
-        model: nn.Module,
-        loss_func: Callable[[Any, Any], Tensor] | None = None,
-        opt_func: OptFunc | torch.optim.Optimizer = torch.optim.AdamW,
-        metrics: Metric | Sequence[Metric] | Mapping[str, Metric] = (),
-        callbacks: Iterable[Callback | type[Callback]] = (),
-        *,
-        wd: float | None = 0.01,
-        splitter: Splitter | None = None,
-        device: torch.device | str | None = None,
-        precision: str = "fp32",
-        accumulate: int = 1,
-        clip: float | None = None,
-        train_bn: bool = True,
-        live_plot: bool = False,
-    ) -> None:
-        if not isinstance(model, nn.Module):
-            raise TypeError(f"model must be a torch.nn.Module, got {model!r}")
-        if any(nn.parameter.is_lazy(p) for p in model.parameters()):
-            raise ValueError("model has lazy parameters: run one batch through it first")
-        for name, flag in (("train_bn", train_bn), ("live_plot", live_plot)):
-            if not isinstance(flag, bool):
-                raise TypeError(f"{name} must be True or False, got {flag!r}")
-        if loss_func is not None and not callable(loss_func):
-            raise TypeError(f"loss_func must be a function of (pred, target), got {loss_func!r}")
-        if isinstance(loss_func, type):
-            raise TypeError(f"loss_func must be a function, got a class: {loss_func.__name__}()")
-        self.data = as_loaders(data)
-        self.metrics = named(metrics)
-        for metric in self.metrics.values():
-            if isinstance(metric, nn.Module):
-                metric.to(batches.as_device(device))
-        self.callbacks = [*as_callbacks(callbacks), *([LivePlot()] if live_plot else [])]
-        self.device = batches.as_device(device)
-        self.model = model.to(self.device)
-        self.loss_func = (
-            loss_func.to(self.device) if isinstance(loss_func, nn.Module) else loss_func
-        )
-        self.opt = optimizers.build(self.model, opt_func, wd, splitter)
-        self.training_step = TrainingStep(self.opt, self.device, precision, accumulate, clip)
-        self.train_bn = train_bn
-        self.recorder = Recorder()
-        self.display = ProgressBar()
-        self.epoch = self.n_epochs = self.stop_epoch = 0
-        self.step = self.total_steps = self.batch_index = 0
-        self.batches_per_epoch = self.data.steps_per_epoch
-        self.scores: dict[str, float] = {}
-        self.batch: Any = None
-        self.pred: Any = None
-        self.loss: Any = None
-        self.loop = Loop()
-        self._inferred: Callable[[Any, Any], Tensor] | None = None
-
     # ---- training ------------------------------------------------------------------------------
-
-    def fit(
-        self,
-        epochs: int,
-        lr: LR | None = None,
-        *,
-        wd: float | None = None,
-        schedule: Schedule | TorchScheduler | None = None,
-        callbacks: Iterable[Callback | type[Callback]] = (),
-    ) -> None:
-        """Train for `epochs` epochs at `lr`, the same at every step unless a schedule moves it.
-
-        Args:
-            epochs: at least 1.
-            lr: a number, `slice(first, last)`, `slice(last)` or one for each layer group. A number
-                is for the last group, and the others keep the ratios that the optimizer has. None
-                is the optimizer's.
-            wd: weight decay for this fit only.
-            schedule: function of progress (0 at the first step, 1 at the last) that multiplies
-                `lr`, such as `linear(1, 0)` or `wsd()`; or a `TorchScheduler`. Where it asks for
-                `epochs`, as `sgdr` does, give it those of this fit. Momentum stays; a
-                `ParamScheduler` among the callbacks moves it.
-            callbacks: for this fit only, after the learner's own.
-
-        Hyper-parameters of the optimizer are what they were, once the fit is over.
-        """
-        epochs = checks.integer("epochs", epochs)
-        lrs = self._lrs("lr", lr)
-        scheduler = None if schedule is None else _scheduler(schedule, lrs)
-        self._fit(range(epochs), epochs, lrs, wd, scheduler, callbacks)
 
     def fit_one_cycle(
         self,
@@ -533,110 +435,6 @@ class Learner:
             curves[name] = [plan["lr"][-1](p) for p in grid], [mom(p) for p in grid]
         return plot.schedules(curves, self.steps_per_epoch, ax)
 
-    # ---- the loop ------------------------------------------------------------------------------
-
-    def _fit(
-        self,
-        epochs: range,
-        n_epochs: int,
-        lrs: list[float],
-        wd: float | None,
-        scheduler: Callback | None,
-        callbacks: Iterable[Callback | type[Callback]],
-    ) -> None:
-        """Run with every callback, and give the hyper-parameters back."""
-        decay = None if wd is None else checks.real("wd", wd, low=0.0)
-        if decay is not None and not optimizers.has(self.opt, "wd"):
-            raise ValueError(f"wd: {type(self.opt).__name__} has no weight decay, leave it out")
-        given = [*as_callbacks(self.callbacks), *as_callbacks(callbacks)]
-        torches = sum(isinstance(cb, TorchScheduler) for cb in given)
-        if torches > (scheduler is None):
-            raise ValueError(
-                "callbacks: a TorchScheduler and another one, or the schedule of this fit, would "
-                "both set the learning rate; use one, with fit(epochs, lr)"
-            )
-        first: list[Callback] = [self.recorder] if scheduler is None else [self.recorder, scheduler]
-        everyone = [*first, *given, self.display]
-        with optimizers.preserved(self.opt):
-            optimizers.write(self.opt, "lr", lrs)
-            if decay is not None:
-                optimizers.write(self.opt, "wd", [decay])
-            self._run(epochs, n_epochs, everyone)
-
-    def _run(
-        self, epochs: range, n_epochs: int, callbacks: list[Callback], *, aside: bool = False
-    ) -> None:
-        self._inferred = None
-        self.loop.run(self, epochs, n_epochs, callbacks, aside=aside)
-
-    def fire(self, event: str) -> None:
-        """Call the hooks of `event`."""
-        self.loop.fire(event, self)
-
-    @property
-    def steps_per_epoch(self) -> int:
-        """Optimizer updates in an epoch: `accumulate` batches each, or what is left."""
-        return math.ceil(self.data.steps_per_epoch / self.training_step.accumulate)
-
-    @property
-    def progress(self) -> float:
-        """How far the planned run is: 0 at its first step, 1 at its last."""
-        return progress(self.step, self.total_steps)
-
-    @property
-    def last_batch(self) -> bool:
-        """Whether this batch is the last of its epoch."""
-        return self.batch_index + 1 == self.batches_per_epoch
-
-    def compute_loss(self, pred: Any, target: Any) -> Any:
-        """Return the loss, by a function inferred from the fit's first target if none was given."""
-        loss_func = self.loss_func
-        if loss_func is None:
-            loss_func = self._inferred or infer_loss(target)
-            if self.loop.running:
-                self._inferred = loss_func
-        return loss_func(pred, target)
-
-    # ---- evaluation: leaves no trace -----------------------------------------------------------
-
-    def validate(self, dl: Iterable[Any] | None = None) -> dict[str, float]:
-        """Return valid_loss and every metric over `dl` or the validation data; no callback runs."""
-        return self.evaluate(self._loader(dl))
-
-    def evaluate(
-        self, loader: Iterable[Any], watch: Callable[[Any, Any, Any], None] | None = None
-    ) -> dict[str, float]:
-        """Return the scores over `loader`; call watch(batch, pred, loss) for every batch."""
-        scores = Scores(self.metrics)
-
-        def take(batch: Any, target: Any, pred: Any) -> None:
-            batches.require_target(batch, target)
-            loss = check_scalar(self.compute_loss(pred, target))
-            scores.add(batches.widened(pred), target, loss, batches.samples(batch))
-            if watch is not None:
-                watch(batch, pred, loss)
-
-        self._evaluator(loader, take, aside=watch is None)
-        return scores.compute()
-
-    def get_preds(
-        self, dl: Iterable[Any] | None = None, *, activate: bool = True
-    ) -> tuple[Any, Any]:
-        """Return (predictions, targets) over `dl` or the validation data, in its order, on the CPU.
-
-        Args:
-            dl: batches with targets, or of inputs alone; then the targets are None.
-            activate: turn the model's output into probabilities where the loss works on logits:
-                softmax over dimension 1 for cross entropy, sigmoid for binary cross entropy, exp
-                for negative log likelihood.
-        """
-        finish = self._activation() if activate else None
-        return self._evaluator.collect(self._loader(dl), finish)
-
-    def predict(self, x: Any) -> Any:
-        """Return predictions, as `get_preds` makes them, for one batch (N, ...) of inputs."""
-        return finished(self._evaluator.predict(x), self._activation())
-
     def report(self, path: str | os.PathLike[str]) -> Path:
         """Write one self-contained HTML page about the training so far, and return its path.
 
@@ -648,74 +446,7 @@ class Learner:
         """
         return report.write(self, path)
 
-    # ---- files and display ---------------------------------------------------------------------
-
-    def save(self, path: str | os.PathLike[str]) -> Path:
-        """Write model and optimizer to `path`, whole or not at all, and return the path."""
-        return checkpoint.save(path, checkpoint.states(self.model, self.opt))
-
-    def load(self, path: str | os.PathLike[str], *, with_opt: bool = True) -> Learner:
-        """Take model and, `with_opt`, optimizer from a file of `save`; return the learner.
-
-        Raises:
-            FileNotFoundError: there is no such file.
-            ValueError: it is damaged or of another model or optimizer; the learner is as it was.
-        """
-        checkpoint.restore(path, self.model, self.opt if with_opt else None)
-        return self
-
-    def no_bar(self) -> AbstractContextManager[None]:
-        """Show no bar in the block; the table stays."""
-        return self._display(ProgressBar(bar=False, table=self.display.table))
-
-    def no_logging(self) -> AbstractContextManager[None]:
-        """Show neither bar nor table nor the picture of `lr_find` in the block."""
-        return self._display(ProgressBar(bar=False, table=False))
-
-    @contextmanager
-    def _display(self, display: ProgressBar) -> Iterator[None]:
-        before, self.display = self.display, display
-        try:
-            yield
-        finally:
-            self.display = before
-
     # ---- small parts ---------------------------------------------------------------------------
-
-    @property
-    def _evaluator(self) -> Evaluator:
-        return Evaluator(self._modules, self.device, self.training_step.autocast)
-
-    def _loader(self, dl: Iterable[Any] | None) -> Iterable[Any]:
-        loader = self.data.valid if dl is None else dl
-        if loader is None:
-            raise ValueError("dl must be given: this learner has no validation data")
-        check_loader("dl", loader)
-        return loader
-
-    def _activation(self) -> Callable[[Tensor], Tensor] | None:
-        loss_func = self._inferred if self.loss_func is None else self.loss_func
-        if loss_func is None:
-            with self._evaluator.kept(self.data.train):
-                batch = batches.to_device(next(iter(self.data.train)), self.device)
-            loss_func = self._inferred = infer_loss(batches.split(batch)[1])
-        return activation(loss_func)
-
-    @property
-    def _modules(self) -> list[nn.Module]:
-        """Everything that training can change beside the optimizer."""
-        loss = [self.loss_func] if isinstance(self.loss_func, nn.Module) else []
-        return [self.model, *loss]
-
-    def _lrs(self, name: str, lr: LR | None) -> list[float]:
-        """Return one learning rate for each layer group; None is the optimizer's own."""
-        if lr is None:
-            rates = optimizers.current(self.opt, "lr")
-            return [checks.positive(f"{name}: the optimizer's own", rate) for rate in rates]
-        if isinstance(lr, LRFind) and lr != lr:
-            raise ValueError(f"{name}: lr_find gave no learning rate: {lr.reason}")
-        n = optimizers.n_groups(self.opt)
-        return optimizers.spread(name, lr, n, optimizers.ratios(self.opt))
 
     def _steps(self, epochs: int) -> int:
         return checks.integer("epochs", epochs) * self.steps_per_epoch
@@ -732,37 +463,7 @@ class Learner:
             return OneCycleScheduler(lrs, **cycle).plan(self.opt, self._steps(epochs))
         if cycle:
             raise TypeError(f"{next(iter(cycle))} belongs to one cycle, leave it out with schedule")
-        scheduler = _scheduler(schedule, lrs)
+        scheduler = scheduler_of(schedule, lrs)
         if isinstance(scheduler, TorchScheduler):
             raise TypeError("schedule: a TorchScheduler is known step by step only, when it runs")
         return scheduler.plan(self.opt, self._steps(epochs))
-
-    def _counters(self) -> dict[str, Any]:
-        names = (
-            "epoch",
-            "n_epochs",
-            "stop_epoch",
-            "step",
-            "total_steps",
-            "batch_index",
-            "batches_per_epoch",
-        )
-        return {name: getattr(self, name) for name in (*names, "scores", "_inferred")}
-
-
-def _scheduler(schedule: Any, lrs: list[float]) -> ParamScheduler | TorchScheduler:
-    """Return the callback that multiplies `lrs` by `schedule`, or moves them by torch's."""
-    if isinstance(schedule, TorchScheduler):
-        return schedule
-    if not callable(schedule) or isinstance(schedule, (type, LRScheduler)):
-        hint = "; for a torch scheduler use TorchScheduler(partial(...))"
-        raise TypeError(f"schedule must be a function of progress, got {schedule!r}{hint}")
-    for p in (0.0, 0.5, 1.0):
-        try:
-            checks.real(f"schedule({p})", schedule(p), low=0.0)
-        except (TypeError, ValueError) as error:
-            builder = f"; is it {schedule.__name__}()?" if hasattr(schedule, "__name__") else ""
-            raise type(error)(
-                f"schedule must be a function of progress that returns a factor: {error}{builder}"
-            ) from error
-    return ParamScheduler({"lr": [scaled(schedule, base) for base in lrs]})

@@ -27,7 +27,7 @@ from onecycle.callback import (
 )
 
 if TYPE_CHECKING:
-    from onecycle.learner import Learner
+    from onecycle.trainer import Trainer
 
 
 class Loop:
@@ -37,13 +37,13 @@ class Loop:
         self.hooks = dispatch([])
         self.running = False
 
-    def fire(self, event: str, learn: Learner) -> None:
+    def fire(self, event: str, learn: Trainer) -> None:
         """Call the hooks of `event`."""
         fire(self.hooks[event], learn)
 
     def run(
         self,
-        learn: Learner,
+        learn: Trainer,
         epochs: range,
         n_epochs: int,
         callbacks: list[Callback],
@@ -83,7 +83,7 @@ class Loop:
             finally:
                 self._end(learn, failure)
 
-    def _end(self, learn: Learner, failure: BaseException | None) -> None:
+    def _end(self, learn: Trainer, failure: BaseException | None) -> None:
         """Forget the batch and fire on_train_end; an earlier failure goes before one in there."""
         learn.batch = learn.pred = learn.loss = None
         try:
@@ -99,7 +99,7 @@ class Loop:
             self.hooks, self.running = dispatch([]), False
 
 
-def _plan(learn: Learner, epochs: range, n_epochs: int) -> None:
+def _plan(learn: Trainer, epochs: range, n_epochs: int) -> None:
     """Set the counters: a step is an optimizer update, `accumulate` batches or what is left."""
     learn.batches_per_epoch = learn.data.steps_per_epoch
     updates = learn.steps_per_epoch
@@ -108,7 +108,7 @@ def _plan(learn: Learner, epochs: range, n_epochs: int) -> None:
     learn.epoch, learn.step = epochs.start, epochs.start * updates
 
 
-def _epoch(learn: Learner, read: Callable[[], Iterator[Any]], validate: bool) -> None:
+def _epoch(learn: Trainer, read: Callable[[], Iterator[Any]], validate: bool) -> None:
     learn.training_step.drop()
     learn.batch_index = -1
     step = partial(learn.training_step, learn)
@@ -123,7 +123,7 @@ def _epoch(learn: Learner, read: Callable[[], Iterator[Any]], validate: bool) ->
         _scope(learn, "on_validate_begin", body, "on_validate_end", CancelBatch)
 
 
-def _validate(learn: Learner) -> None:
+def _validate(learn: Trainer) -> None:
     def watch(batch: Any, pred: Any, loss: Any) -> None:
         learn.batch, learn.pred, learn.loss = batch, pred, loss
         with suppress(CancelBatch):  # the batch is over already
@@ -134,7 +134,7 @@ def _validate(learn: Learner) -> None:
 
 
 def _scope(
-    learn: Learner, begin: str, body: Callable[[], None], end: str, cancel: type[Cancel]
+    learn: Trainer, begin: str, body: Callable[[], None], end: str, cancel: type[Cancel]
 ) -> None:
     """Fire `begin`, run `body`, fire `end`; absorb a signal that is not wider than `cancel`."""
     signal: Cancel | None = None

@@ -16,7 +16,7 @@ from onecycle import checks
 from onecycle.callback import Cancel, CancelBatch
 
 if TYPE_CHECKING:
-    from onecycle.learner import Learner
+    from onecycle.trainer import Trainer
 
 DTYPES = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -61,7 +61,7 @@ class TrainingStep:
         self.samples = 0
         self._micro: list[tuple[Tensor, int]] = []
 
-    def __call__(self, learn: Learner) -> None:
+    def __call__(self, learn: Trainer) -> None:
         """Train on learn.batch, firing the events between."""
         gathered = len(self._micro)
         try:
@@ -72,7 +72,7 @@ class TrainingStep:
                 self.drop()
             raise
 
-    def _train(self, learn: Learner) -> None:
+    def _train(self, learn: Trainer) -> None:
         with self.autocast():
             inputs, target = batches.split(learn.batch)
             batches.require_target(learn.batch, target)
@@ -90,7 +90,7 @@ class TrainingStep:
         learn.fire("on_backward_end")
         self._update(learn)
 
-    def flush(self, learn: Learner) -> None:
+    def flush(self, learn: Trainer) -> None:
         """Step on gradients that are left when an epoch ended before its last batch could step."""
         if not self._micro:
             return
@@ -127,7 +127,7 @@ class TrainingStep:
     def _new_scaler(self) -> torch.amp.GradScaler:
         return torch.amp.GradScaler(self.device.type, enabled=self.dtype == torch.float16)
 
-    def _update(self, learn: Learner) -> None:
+    def _update(self, learn: Trainer) -> None:
         self.scaler.step(self.opt)
         self.scaler.update()
         self.opt.zero_grad()

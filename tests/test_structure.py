@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 import onecycle
 
@@ -17,7 +18,7 @@ LAYERS = [
     {"callback", "data", "evaluation", "freezing", "plot_activations"},
     {"step", "loop"},
     {"callbacks", "summary"},
-    {"report"},
+    {"report", "trainer"},
     {"learner"},
     {"__main__"},
 ]
@@ -131,7 +132,7 @@ def test_the_signatures_that_notebooks_use():
         "num_it=100",
         "stop_div=True",
     ]
-    names = ["data", "model", "loss_func=None", f"opt_func={onecycle.learner.torch.optim.AdamW!r}"]
+    names = ["data", "model", "loss_func=None", f"opt_func={torch.optim.AdamW!r}"]
     assert signature(onecycle.Learner)[:4] == names
 
 
