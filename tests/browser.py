@@ -31,7 +31,7 @@ return {
     texts: texts(outputs),
     heads: within('table.onecycle').map(table => texts(all('thead th', table))),
     tables: within('table.onecycle').map(
-        table => all('tbody tr', table).map(row => texts(all('td', row)))),
+        table => all('tbody tr', table).map(row => texts(all('th, td', row)))),
     bars: within('progress, .widget-hprogress').map(bar => bar.outerHTML),
     pictures: within('img').map(
         img => img.src.startsWith('data:image/png') && img.complete && img.naturalWidth > 0),
