@@ -183,3 +183,9 @@ def test_smoothing_has_no_lag():
 def test_smoothing_leaves_out_what_is_not_finite():
     values = np.array([1.0, np.nan, 3.0, np.inf, 5.0])
     assert centred_mean(values, reach=1).tolist() == [1.0, 2.0, 3.0, 4.0, 5.0]
+
+
+@pytest.mark.parametrize("show_moms", [True, False])
+def test_plot_lr_refuses_another_number_of_axes(trained, show_moms):
+    with pytest.raises(TypeError, match="ax must be"):
+        trained.recorder.plot_lr(show_moms, ax=plt.figure().subplots(1, 3))

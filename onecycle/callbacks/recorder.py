@@ -252,8 +252,9 @@ class Recorder(Callback):
         names = {"learning rate": self.lrs} | ({"momentum": self.moms} if show_moms else {})
         if ax is None:
             ax = plot.side_by_side([5.0] * len(names))
-        elif show_moms and not np.iterable(ax):
-            raise TypeError("ax must be a pair of axes with show_moms=True, got one")
+        elif np.size(ax) != len(names):
+            wanted = "a pair of axes with" if show_moms else "one without"
+            raise TypeError(f"ax must be {wanted} show_moms=True, got {np.size(ax)}")
         drawn = tuple(
             plot.over_epochs(self.epochs, values, name, one, borders=self.borders)
             for (name, values), one in zip(names.items(), np.atleast_1d(ax), strict=True)
