@@ -157,6 +157,9 @@ def _pictures(recorder: Recorder) -> Iterator[tuple[str, str, Draw, int]]:
     else:
         rate = "Learning rate of every step"
         yield "Schedule", rate, lambda ax: recorder.plot_lr(ax=ax), 1
+    if np.isfinite(recorder.grad_norms).any():
+        norm = "Norm of the gradients of every step, before clipping"
+        yield "Gradients", norm, lambda ax: recorder.plot_grad_norm(ax=ax), 1
     if recorder.lr_find is not None:
         sweep = f"Training loss against learning rate, with the suggestion {recorder.lr_find:.2e}"
         yield "Learning rate finder", sweep, lambda ax: recorder.plot(ax=ax), 1

@@ -136,8 +136,9 @@ def test_the_first_sentence_names_the_best_epoch_and_the_last(trained, tmp_path)
 
 
 def test_every_picture_has_a_name_for_those_who_cannot_see_it(page):
-    assert list(pictures(page)) == ["Losses", "Metrics", "Schedule", "Learning rate finder"]
-    assert [svg["role"] for svg in page.all("svg")] == ["img"] * 4
+    titles = ["Losses", "Metrics", "Schedule", "Gradients", "Learning rate finder"]
+    assert list(pictures(page)) == titles
+    assert [svg["role"] for svg in page.all("svg")] == ["img"] * 5
     assert page.all("svg")[1]["aria-label"] == "Of every epoch: accuracy"
 
 
