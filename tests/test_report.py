@@ -261,6 +261,7 @@ def test_a_long_training_makes_no_large_page(trained, tmp_path):
     noise = np.random.default_rng(0).gamma(2, 0.1, n)
     state["losses"] = (2 * np.exp(-np.arange(n) / n) + noise).tolist()
     state |= {"lrs": [1e-3] * n, "moms": [0.9] * n, "places": list(range(1, 201))}
+    state["grad_norms"] = noise.tolist()
     state["marks"] = [[100 * epoch, epoch] for epoch in range(201)]
     state["history"] = [{**state["history"][-1], "epoch": i + 1} for i in range(200)]
     trained.recorder.load_state_dict({**state, "fits": [(0, 0)]})
