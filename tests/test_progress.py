@@ -232,7 +232,7 @@ def test_a_bar_moves_on_when_batches_become_slow(terminal):
 
 
 def test_the_time_left_counts_what_validations_take(learn, monkeypatch):
-    """Three epochs of ten steps of 1 s, each with a validation of 5 s."""
+    """Three epochs of ten steps of 1 s, each with a validation of 4 s."""
     bar, left = ProgressBar(), []
     seconds = [0.0]
     monkeypatch.setenv("ONECYCLE_PROGRESS", "log")
@@ -244,11 +244,8 @@ def test_the_time_left_counts_what_validations_take(learn, monkeypatch):
         def on_batch_begin(self, learn):
             seconds[0] += 1.0
 
-        def on_validate_begin(self, learn):
-            seconds[0] += 0.0
-
         def on_validate_batch_end(self, learn):
-            seconds[0] += 1.25
+            seconds[0] += 1.0
 
     learn.display = bar
     learn.fit(3, callbacks=Time)
@@ -256,5 +253,50 @@ def test_the_time_left_counts_what_validations_take(learn, monkeypatch):
     # After the first batch 29 s of training are left, and validations are not known yet.
     assert training[0] == pytest.approx(29.0)
     # After the first batch of the second epoch: 19 s of training and two validations.
-    assert pytest.approx(19.0 + 2 * 5.0) in training
+    assert pytest.approx(19.0 + 2 * 4.0) in training
     assert training[-1] == pytest.approx(0.0)
+    left.clear()
+    learn.fit_one_cycle(1, 0.01, tot_epochs=10, callbacks=Time)
+    assert left[:10] == pytest.approx(range(9, -1, -1))
+
+
+@pytest.fixture
+def page(monkeypatch):
+    """What a notebook would show: a list of [content now, ...] by place, and every update."""
+    places, updates = [], []
+
+    def show(content, handle):
+        updates.append(content)
+        if handle is None:
+            places.append(content)
+            return len(places) - 1
+        places[handle] = content
+        return handle
+
+    monkeypatch.setattr(display, "show", show)
+    monkeypatch.setattr(display, "find_spec", lambda name: None)
+    monkeypatch.setattr(display, "in_notebook", lambda: True)
+    monkeypatch.setenv("ONECYCLE_PROGRESS", "auto")
+    return places, updates
+
+
+def test_a_table_of_very_short_epochs_is_not_shown_anew_for_each(learn, page, monkeypatch):
+    monkeypatch.setattr(display.Notebook, "refresh", 1000.0)
+    learn.fit(5)
+    tables = [content for content in page[1] if "<table" in content["text/html"]]
+    assert [table["text/html"].count("<tr>") - 1 for table in tables] == [1, 5]
+
+
+def test_nothing_of_the_bar_stays_on_the_page(learn, page):
+    learn.lr_find(num_it=10)
+    learn.fit(1)
+    sweep, table, bar = page[0]
+    assert sweep == bar == display.EMPTY
+    assert table["text/html"].startswith('<table class="onecycle">')
+
+
+def test_no_logging_silences_the_live_picture_too(data, page):
+    learn = Learner(data, mlp(), live_plot=True)
+    with learn.no_logging():
+        learn.fit(1)
+    assert page[0] == []

@@ -9,6 +9,7 @@ from helpers import Log, everything, mlp, plain, same, sgd
 from torch.optim import lr_scheduler
 
 from onecycle import CancelTrain, Learner, TorchScheduler
+from onecycle.plot import boundary_table
 from onecycle.schedules import (
     constant,
     flat_cos,
@@ -164,6 +165,26 @@ def test_plot_schedule_changes_nothing_and_uses_given_axes(learn):
     ax = plt.figure().subplots()
     assert learn.plot_schedule(2, 0.1, ax=ax) == (ax,)
     assert same(everything(learn), before)
+
+
+@pytest.mark.parametrize(
+    ("epochs", "listed"),
+    [
+        (1, [0]),
+        (12, range(12)),
+        (13, range(0, 13, 2)),
+        (60, range(0, 60, 5)),
+        (100, range(0, 100, 10)),
+    ],
+)
+def test_of_many_epochs_some_are_listed(epochs, listed):
+    lines = boundary_table({"": [0.1] * 2 * epochs}, per_epoch=2).splitlines()[1:]
+    assert [line.split()[0] for line in lines] == [*map(str, listed), "end"]
+
+
+def test_ticks_are_whole_epochs(learn):
+    rate, *_ = learn.plot_schedule(20, 0.1)
+    assert all(tick == int(tick) for tick in rate.get_xticks())
 
 
 # ---- torch's schedulers ------------------------------------------------------------------------

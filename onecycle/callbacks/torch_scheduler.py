@@ -65,10 +65,9 @@ class TorchScheduler(Callback):
             optimizers.write_each(learn.opt, "lr", list(map(float, scheduler.get_last_lr())))
         self._resumed = False
 
-    def on_step_end(self, learn: Learner) -> None:
+    def on_step_end(self, learn: Learner) -> None:  # noqa: ARG002 - the contract of a hook
         """Set the rate of the next step."""
-        # Some refuse to go beyond the steps they were made for.
-        if self._scheduler is not None and learn.step < learn.total_steps:
+        if self._scheduler is not None:
             self._scheduler.step()
 
     def on_train_end(self, learn: Learner) -> None:
