@@ -24,6 +24,7 @@ the widest holds.
 from __future__ import annotations
 
 import difflib
+import inspect
 import sys
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
@@ -122,6 +123,8 @@ class Callback:
                 near = difflib.get_close_matches(name, EVENTS, n=1, cutoff=0.0)[0]
             if near is not None:
                 raise TypeError(f"{cls.__name__}.{name} is no event; did you mean {near}?")
+            if name in EVENTS and not _takes_learn(inspect.getattr_static(cls, name)):
+                raise TypeError(f"{cls.__name__}.{name} must take (self, learn) and nothing else")
 
     def on_train_begin(self, learn: Learner) -> None:
         """Fit begins: the plan (n_epochs, total_steps) is known."""
@@ -238,6 +241,14 @@ def _made(item: Any) -> Any:
         return item()
     except TypeError as error:
         raise TypeError(f"callbacks: give an instance, not a class: {error}") from error
+
+
+def _takes_learn(hook: Any) -> bool:
+    """Tell whether a plain function can be called with the learner alone, as nothing else is."""
+    if not inspect.isfunction(hook):
+        return True
+    parameters = inspect.signature(hook).parameters.values()
+    return len(parameters) == 2 or any(p.kind is p.VAR_POSITIONAL for p in parameters)
 
 
 def _overrides(callback: Callback, event: str) -> bool:

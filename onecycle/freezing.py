@@ -28,10 +28,11 @@ def freeze_to(opt: torch.optim.Optimizer, model: nn.Module, n: int, train_bn: bo
     count = optimizers.n_groups(opt)
     first = checks.integer("n", n, low=-count)
     if first >= count or (first and count == 1):
+        if count > 1:
+            raise ValueError(f"freeze_to({n}): the model has {count} layer groups, counted from 0")
         raise ValueError(
-            f"freeze_to({n}): the model has {count} layer group{'s' if count > 1 else ''}"
-            + (", so freezing would leave nothing to train; " if count == 1 else ", count from 0; ")
-            + "splitter=lambda model: [model.body, model.head] makes one of each part"
+            f"freeze_to({n}): the model has 1 layer group, so freezing would leave nothing to "
+            "train; splitter=lambda model: [model.body, model.head] makes one of each part"
         )
     first %= count
     always = {id(p) for norm in _norms(model) for p in norm.parameters()} if train_bn else set()

@@ -154,7 +154,7 @@ class Learner(Trainer):
             callbacks: for this fit only.
         """
         schedule = flat_cos(pct_start=pct_start, final_div=final_div)
-        self.fit(epochs, max_lr, schedule=schedule, wd=wd, callbacks=callbacks)
+        self._fit_schedule(epochs, max_lr, schedule, wd, callbacks)
 
     def fit_wsd(
         self,
@@ -179,7 +179,7 @@ class Learner(Trainer):
             callbacks: for this fit only.
         """
         schedule = wsd(warmup=warmup, cooldown=cooldown, shape=shape)
-        self.fit(epochs, max_lr, schedule=schedule, wd=wd, callbacks=callbacks)
+        self._fit_schedule(epochs, max_lr, schedule, wd, callbacks)
 
     def fit_sgdr(
         self,
@@ -206,7 +206,7 @@ class Learner(Trainer):
         cycle_mult = checks.integer("cycle_mult", cycle_mult)
         epochs = sum(cycle_len * cycle_mult**i for i in range(n_cycles))
         schedule = sgdr(cycle_len=cycle_len, cycle_mult=cycle_mult, epochs=epochs)
-        self.fit(epochs, max_lr, schedule=schedule, wd=wd, callbacks=callbacks)
+        self._fit_schedule(epochs, max_lr, schedule, wd, callbacks)
 
     def fit_clr(
         self,
@@ -243,7 +243,7 @@ class Learner(Trainer):
         base = 1.0 / checks.real("div_factor", div_factor, low=1.0, open_low=True)
         options: dict[str, Any] = {"mode": mode, "gamma": gamma}
         schedule = triangular(base, cycle_len=cycle_len, epochs=epochs, **options)
-        self.fit(epochs, max_lr, schedule=schedule, wd=wd, callbacks=callbacks)
+        self._fit_schedule(epochs, max_lr, schedule, wd, callbacks)
 
     def fine_tune(
         self,
@@ -407,6 +407,9 @@ class Learner(Trainer):
     ) -> Any:
         """Draw learning rate and momentum of a run before it is trained, with a table of epochs.
 
+        Of several layer groups it is the last that is drawn; epochs count from 0, and the rate in
+        the table is that of their first batch.
+
         Args:
             epochs: of the run.
             max_lr: as in `fit_one_cycle`.
@@ -450,6 +453,19 @@ class Learner(Trainer):
 
     def _steps(self, epochs: int) -> int:
         return checks.integer("epochs", epochs) * self.steps_per_epoch
+
+    def _fit_schedule(
+        self,
+        epochs: int,
+        max_lr: LR | None,
+        schedule: Schedule,
+        wd: float | None,
+        callbacks: Iterable[Callback | type[Callback]],
+    ) -> None:
+        """Do what `fit` does, for those who call its rate `max_lr`."""
+        epochs = checks.integer("epochs", epochs)
+        lrs = self._lrs("max_lr", max_lr)
+        self._fit(range(epochs), epochs, lrs, wd, scheduler_of(schedule, lrs), callbacks)
 
     def _planned(
         self, epochs: int, max_lr: LR | None, schedule: Schedule | None, cycle: dict[str, Any]

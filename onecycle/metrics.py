@@ -10,7 +10,7 @@ Three kinds are accepted wherever metrics are:
 """
 
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Protocol, cast, runtime_checkable
 
 import torch
@@ -18,7 +18,7 @@ from torch import Tensor
 
 from onecycle.batch import concat
 
-RESERVED = ("epoch", "train_loss", "valid_loss", "lr", "seconds")
+RESERVED = ("epoch", "train_loss", "valid_loss", "lr", "seconds", "time")
 
 
 @runtime_checkable
@@ -233,6 +233,7 @@ def named(metrics: Metric | Sequence[Metric] | Mapping[str, Metric]) -> dict[str
     """
     if not isinstance(metrics, (list, tuple, Mapping)):
         metrics = cast("Sequence[Metric]", [metrics])
+    items: Iterable[tuple[Any, Metric]]
     items = metrics.items() if isinstance(metrics, Mapping) else ((None, m) for m in metrics)
     result: dict[str, Metric] = {}
     for given, metric in items:
@@ -243,7 +244,9 @@ def named(metrics: Metric | Sequence[Metric] | Mapping[str, Metric]) -> dict[str
                 "metrics must hold functions of (pred, target) or objects with update, compute "
                 f"and reset, got {metric!r}"
             )
-        name = given or _name(metric)
+        if given is not None and not (isinstance(given, str) and given.strip()):
+            raise ValueError(f"metrics must have names that are text, got {given!r}")
+        name = _name(metric) if given is None else given
         if name in result or name in RESERVED:
             raise ValueError(
                 f"metrics must have names of their own, {name!r} is taken; give a dict by name"

@@ -74,21 +74,36 @@ def build(
     return opt
 
 
+def missing(opt: torch.optim.Optimizer, model: nn.Module) -> list[str]:
+    """Return the names of trainable parameters that the optimizer does not hold."""
+    held = {id(p) for group in opt.param_groups for p in group["params"]}
+    return [n for n, p in model.named_parameters() if p.requires_grad and id(p) not in held]
+
+
 def layer_groups(model: nn.Module, splitter: Splitter | None) -> list[list[nn.Parameter]]:
     """Return the parameters of each layer group; together they hold each trainable one once."""
     if splitter is None:
         return [list(model.parameters())]
-    groups = [_parameters(part) for part in (splitter(model) if callable(splitter) else splitter)]
+    parts: Any = splitter
+    if callable(splitter) and not isinstance(splitter, nn.Module):
+        parts = splitter(model)
+    if isinstance(parts, nn.Module) or not isinstance(parts, Iterable):
+        raise TypeError(f"splitter must give a list, a part for each layer group, got {parts!r}")
+    groups = [_parameters(part) for part in parts]
     listed = [id(parameter) for group in groups for parameter in group]
     missing = [n for n, p in model.named_parameters() if p.requires_grad and id(p) not in listed]
     if missing:
         raise ValueError(
             f"splitter must return every trainable parameter, {missing[0]!r} is missing"
         )
-    if len(listed) != len(set(listed)):
-        raise ValueError("splitter must return each parameter once, one is in two places")
+    twice = [n for n, p in model.named_parameters() if listed.count(id(p)) > 1]
+    if twice:
+        raise ValueError(f"splitter must return each parameter once, {twice[0]!r} is in two places")
     if not all(groups):
-        raise ValueError("splitter must return groups with parameters in them, one is empty")
+        raise ValueError(
+            "splitter must return groups with parameters in them, one is empty: "
+            f"number {groups.index([])}"
+        )
     if not set(listed) <= {id(parameter) for parameter in model.parameters()}:
         raise ValueError("splitter must return parameters of model, one is of another")
     return groups
@@ -99,7 +114,8 @@ def _parameters(part: Any) -> list[nn.Parameter]:
     if isinstance(part, nn.Module):
         return list(part.parameters())
     if not isinstance(part, Iterable) or isinstance(part, (str, torch.Tensor)):
-        raise TypeError(f"splitter must give modules or lists of parameters, got {part!r}")
+        kind = "one tensor" if isinstance(part, torch.Tensor) else repr(part)
+        raise TypeError(f"splitter must give modules or lists of parameters, got {kind}")
     found: list[nn.Parameter] = []
     for item in part:
         if isinstance(item, nn.Module):

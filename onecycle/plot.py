@@ -154,7 +154,7 @@ def metrics(
         for name, column in columns.items()
     ]
     ax.set(xlabel="epoch", ylabel="metric")
-    _finish(ax, borders, 1)
+    _finish(ax, borders, 1, whole=True)
     # By handles: a name with a leading underscore would be left out.
     ax.legend(lines, list(columns), fontsize=8)
     return ax
@@ -223,12 +223,12 @@ def boundary_table(lrs: Mapping[str, Sequence[float]], per_epoch: int) -> str:
     return "\n".join(lines)
 
 
-def _finish(ax: Axes, borders: Sequence[float], drawn: int) -> None:
+def _finish(ax: Axes, borders: Sequence[float], drawn: int, *, whole: bool = False) -> None:
     """Add the grid, whole epochs as ticks, and a line where one fit ends and the next begins."""
     from matplotlib.ticker import MaxNLocator
 
     low, high = ax.get_xlim()
-    if high - low > 3:
+    if whole or high - low > 3:
         ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     if borders and drawn:
         whole_height = ax.get_xaxis_transform()

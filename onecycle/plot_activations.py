@@ -65,6 +65,10 @@ def color_dim(
     """
     ax = plot.axes(ax)
     width = (steps[-1] - steps[0]) / max(1, len(steps) - 1) or 1.0
+    # Bins above all that ever was there would fill most of the picture with nothing.
+    bins = histogram.shape[1]
+    shown = int(max(np.nonzero(np.nan_to_num(histogram))[1], default=bins - 1)) + 1
+    histogram, top = histogram[:, :shown], top * shown / bins
     extent = (steps[0] - width / 2, steps[-1] + width / 2, 0.0, top)
     # A count of 1 beside thousands is what this picture is to show, hence the logarithm.
     ax.imshow(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import platform
 import re
+import warnings
 from collections.abc import Callable, Iterator
 from html import escape
 from importlib import metadata
@@ -176,7 +177,10 @@ def _figure(title: str, label: str, draw: Draw, panels: int) -> str:
         figure = Figure(figsize=(6.0, 4.0), layout="constrained")
         draw(figure.subplots(panels))
         file = StringIO()
-        figure.savefig(file, format="svg", metadata=NO_METADATA)
+        with warnings.catch_warnings():
+            # The text stays text: the reader's fonts count, not those that are here.
+            warnings.filterwarnings("ignore", message="Glyph")
+            figure.savefig(file, format="svg", metadata=NO_METADATA)
     svg = _bare(file.getvalue(), f'<svg role="img" aria-label="{escape(label)}"')
     return f"<figure>\n<figcaption>{escape(title)}</figcaption>\n{svg}</figure>\n"
 
@@ -196,11 +200,11 @@ def _bare(svg: str, start: str) -> str:
 
 def _result(history: list[Row]) -> str:
     """Return in a sentence or two how long it took and what came of it."""
+    if not history:
+        return "Broken off within the first epoch."
     seconds = sum(row["seconds"] for row in history)
     time = f"{seconds / 60:.1f} minutes" if seconds >= 60 else f"{seconds:.1f} seconds"
     text = f"{_many(len(history), 'epoch')} in {time}."
-    if not history:
-        return text
     last = history[-1]
     judged = [row for row in history if np.isfinite(row.get("valid_loss", np.nan))]
     best = min(judged, key=lambda row: row["valid_loss"], default=None)
@@ -216,6 +220,8 @@ def _scores(row: Row) -> str:
 
 
 def _epochs(history: list[Row]) -> str:
+    if not history:
+        return "<p>No epoch was finished.</p>"
     names = [*_columns(history, set(LAST)), *LAST]
     rows = [[cell(name, row[name]) if name in row else "" for name in names] for row in history]
     return html_table(rows, [head(name) for name in names])

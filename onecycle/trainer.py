@@ -85,6 +85,7 @@ class Trainer:
             loss_func.to(self.device) if isinstance(loss_func, nn.Module) else loss_func
         )
         self.opt = optimizers.build(self.model, opt_func, wd, splitter)
+        self._whole = self.opt is not opt_func
         self.training_step = TrainingStep(self.opt, self.device, precision, accumulate, clip)
         self.train_bn = train_bn
         self.recorder = Recorder()
@@ -147,6 +148,12 @@ class Trainer:
         if decay is not None and not optimizers.has(self.opt, "wd"):
             raise ValueError(f"wd: {type(self.opt).__name__} has no weight decay, leave it out")
         given = [*as_callbacks(self.callbacks), *as_callbacks(callbacks)]
+        new = optimizers.missing(self.opt, self.model) if self._whole else []
+        if new:
+            raise ValueError(
+                f"model: {new[0]!r} is trainable, but the optimizer does not have it; make a new "
+                "Learner after changing the model"
+            )
         torches = sum(isinstance(cb, TorchScheduler) for cb in given)
         if torches > (scheduler is None):
             raise ValueError(
@@ -166,6 +173,13 @@ class Trainer:
     ) -> None:
         self._inferred = None
         self.loop.run(self, epochs, n_epochs, callbacks, aside=aside)
+
+    def __repr__(self) -> str:
+        """Return model, optimizer and what was trained."""
+        size = sum(parameter.numel() for parameter in self.model.parameters())
+        model, opt = type(self.model).__name__, type(self.opt).__name__
+        epochs = len(self.recorder.history)
+        return f"Learner({model} of {size:,} parameters, {opt}, {epochs} epochs trained)"
 
     def fire(self, event: str) -> None:
         """Call the hooks of `event`."""
@@ -321,15 +335,18 @@ def scheduler_of(schedule: Any, lrs: list[float]) -> ParamScheduler | TorchSched
     """Return the callback that multiplies `lrs` by `schedule`, or moves them by torch's."""
     if isinstance(schedule, TorchScheduler):
         return schedule
-    if not callable(schedule) or isinstance(schedule, (type, LRScheduler)):
+    of_torch = isinstance(getattr(schedule, "func", schedule), type)
+    if not callable(schedule) or of_torch or isinstance(schedule, LRScheduler):
         hint = "; for a torch scheduler use TorchScheduler(partial(...))"
         raise TypeError(f"schedule must be a function of progress, got {schedule!r}{hint}")
     for p in (0.0, 0.5, 1.0):
         try:
             checks.real(f"schedule({p})", schedule(p), low=0.0)
-        except (TypeError, ValueError) as error:
-            builder = f"; is it {schedule.__name__}()?" if hasattr(schedule, "__name__") else ""
-            raise type(error)(
+        except Exception as error:
+            kind = TypeError if isinstance(error, TypeError) else ValueError
+            name = getattr(schedule, "__name__", "")
+            builder = f"; is it {name}()?" if name.isidentifier() else ""
+            raise kind(
                 f"schedule must be a function of progress that returns a factor: {error}{builder}"
             ) from error
     return ParamScheduler({"lr": [scaled(schedule, base) for base in lrs]})

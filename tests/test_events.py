@@ -338,3 +338,13 @@ def test_a_failure_while_ending_goes_after_the_first_and_locks_nothing(tiny):
     assert log.events[-1] == "on_train_end"
     del learn.opt.zero_grad
     learn.fit(1)
+
+
+@pytest.mark.parametrize("hook", [lambda self: None, lambda self, epoch, logs=None: None])
+def test_a_hook_takes_the_learner_and_nothing_else(hook):
+    with pytest.raises(TypeError, match=r"Own.on_epoch_end must take \(self, learn\)"):
+        type("Own", (Callback,), {"on_epoch_end": hook})
+
+
+def test_a_hook_may_take_anything():
+    type("Own", (Callback,), {"on_epoch_end": lambda self, *args: None})

@@ -51,6 +51,8 @@ def test_a_splitter_may_be_a_list_of_modules(data):
         (lambda m: [m, m[2]], ValueError, "one is empty"),
         (lambda m: [m, nn.Linear(2, 2)], ValueError, "one is of another"),
         (lambda m: [m, "head"], TypeError, "modules or lists of parameters, got 'head'"),
+        (lambda m: None, TypeError, "must give a list.* got None"),
+        (mlp(), TypeError, "must give a list"),
         (lambda m: [[m[0], 3]], TypeError, "modules or lists of parameters, got 3"),
     ],
 )
@@ -297,3 +299,21 @@ def test_fine_tune_takes_one_number(two, lr):
 def test_a_flag_is_true_or_false(data, name):
     with pytest.raises(TypeError, match=f"{name} must be True or False"):
         Learner(data, mlp(), **{name: "no"})
+
+
+def test_a_head_that_was_replaced_later_is_told_before_training(two):
+    two.model[4] = nn.Linear(16, 10)
+    before = copy.deepcopy(two.model.state_dict())
+    with pytest.raises(ValueError, match=r"'4.weight' is trainable, but.*make a new Learner"):
+        two.fit(1)
+    assert same(before, two.model.state_dict())
+
+
+def test_a_user_s_optimizer_may_hold_a_part_of_the_model(data):
+    model = mlp()
+    Learner(data, model, opt_func=sgd(model[4].parameters(), lr=0.1)).fit(1)
+
+
+def test_a_learner_tells_what_it_is(two):
+    two.fit(1)
+    assert repr(two) == "Learner(Sequential of 1,242 parameters, AdamW, 1 epochs trained)"

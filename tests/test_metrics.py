@@ -142,3 +142,9 @@ def test_a_name_of_another_column_is_refused():
 
 def test_one_metric_needs_no_list():
     assert list(named(accuracy)) == ["accuracy"]
+
+
+@pytest.mark.parametrize("name", ["", " ", 3, "time"])
+def test_a_metric_has_a_name_of_its_own(name):
+    with pytest.raises(ValueError, match="metrics must have names"):
+        named({name: accuracy})

@@ -73,6 +73,7 @@ def test_sgdr_needs_no_multiplier(learn):
         (lambda learn: learn.fit_flat_cos(2, 0.1, pct_start=1.5), "pct_start"),
         (lambda learn: learn.fit_wsd(2, 0.1, warmup=0.6, cooldown=0.6), "cooldown"),
         (lambda learn: learn.fit_wsd(2, 0.1, shape="square"), "shape"),
+        (lambda learn: learn.fit_wsd(2, -0.1), "max_lr"),
         (lambda learn: learn.fit_sgdr(0, 1), "n_cycles"),
         (lambda learn: learn.fit_sgdr(1, 0), "cycle_len"),
         (lambda learn: learn.fit_clr(2, 0.1, cycle_len=3), "cycle_len"),
@@ -303,7 +304,8 @@ def test_a_learning_rate_that_is_a_tensor_stays_the_same_tensor(data):
         (linear, r"is it linear\(\)\?"),
         (lambda p: -1.0, "must lie in"),
         (lambda p: float("nan"), "must lie in"),
-        (lambda: 1.0, "0 positional arguments"),
+        (lambda: 1.0, "0 positional arguments but 1 was given$"),
+        (lambda p: 1 / p, "division by zero"),
         (3, "got 3"),
     ],
 )

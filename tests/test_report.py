@@ -268,3 +268,13 @@ def test_a_long_training_makes_no_large_page(trained, tmp_path):
     page = written(trained, tmp_path)
     assert len(page.tables[0]) == 201
     assert len(page.text) < 500_000
+
+
+def test_a_run_that_was_broken_off_at_once_has_its_losses(data, tmp_path):
+    learn = Learner(data, mlp(), callbacks=[Log({("on_batch_end", 5): KeyboardInterrupt()})])
+    with pytest.raises(KeyboardInterrupt):
+        learn.fit(1)
+    page = written(learn, tmp_path)
+    assert "Broken off within the first epoch." in page.text
+    assert "No epoch was finished." in page.text
+    assert "Losses" in pictures(page)
