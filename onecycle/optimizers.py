@@ -166,6 +166,8 @@ def spread(name: str, lr: LR, n: int, ratios: Sequence[float] | None = None) -> 
     """
     if isinstance(lr, slice):
         return _spread_slice(name, lr, n)
+    if getattr(lr, "ndim", 0) == 1:  # an array or a tensor of rates
+        lr = [float(value) for value in lr]  # type: ignore[union-attr]
     if not isinstance(lr, (list, tuple)):
         rate = checks.positive(name, lr)
         return [rate * ratio for ratio in ratios or [1.0] * n]
@@ -226,6 +228,21 @@ def has(opt: torch.optim.Optimizer, name: str) -> bool:
         return all("betas" in group or "momentum" in group for group in opt.param_groups)
     key = "weight_decay" if name == "wd" else name
     return all(key in group for group in opt.param_groups)
+
+
+def scalars(opt: torch.optim.Optimizer) -> list[str]:
+    """Return the names of the hyper-parameters that are one number, by which `write` sets them.
+
+    >>> scalars(build(nn.Linear(2, 1), torch.optim.SGD))[:4]
+    ['lr', 'mom', 'wd', 'dampening']
+    """
+    own = ("layer_group", "decay", "lr", "momentum", "weight_decay")
+    short = [name for name in ("lr", "mom", "wd") if has(opt, name)]
+    return short + [
+        name
+        for name, value in opt.param_groups[0].items()
+        if name not in own and isinstance(value, (float, int)) and not isinstance(value, bool)
+    ]
 
 
 def has_momentum(opt: torch.optim.Optimizer) -> bool:

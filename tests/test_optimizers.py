@@ -4,12 +4,14 @@ import copy
 from contextlib import suppress
 from functools import partial
 
+import numpy as np
 import pytest
 import torch
 from helpers import mlp, sgd
 from torch import nn
 
-from onecycle import optimizers
+from onecycle import ParamScheduler, optimizers
+from onecycle.schedules import linear
 
 
 def test_biases_and_norms_have_no_decay():
@@ -114,3 +116,14 @@ def test_groups_survive_a_state_dict():
     optimizers.write(opt, "lr", [1.0, 2.0])
     opt.load_state_dict(opt.state_dict())
     assert optimizers.current(opt, "lr") == [1.0, 2.0]
+
+
+@pytest.mark.parametrize("rates", [np.array([0.1, 0.2]), torch.tensor([0.1, 0.2]), (0.1, 0.2)])
+def test_rates_may_be_an_array(rates):
+    assert optimizers.spread("lr", rates, 2) == pytest.approx([0.1, 0.2])
+
+
+@pytest.mark.parametrize("name", ["betas", "layer_group", "amsgrad", "learning_rate"])
+def test_what_is_no_number_cannot_be_scheduled(learn, name):
+    with pytest.raises(ValueError, match=f"schedules.'{name}'.*it has lr, mom, wd, eps"):
+        learn.fit(1, callbacks=ParamScheduler({name: linear(1.0, 0.0)}))

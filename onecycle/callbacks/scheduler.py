@@ -56,8 +56,8 @@ class ParamScheduler(Callback):
         """
         n = optimizers.n_groups(opt)
         for name, functions in self.schedules.items():
-            if not optimizers.has(opt, name):
-                known = ["lr", "mom", "wd", *(k for k in opt.param_groups[0] if k != "params")]
+            known = optimizers.scalars(opt)
+            if name not in (*known, "momentum", "weight_decay") or not optimizers.has(opt, name):
                 raise ValueError(
                     f"schedules[{name!r}]: {type(opt).__name__} has no such hyper-parameter, "
                     f"it has {', '.join(known)}"
