@@ -7,16 +7,17 @@
 ...     learn.fit_one_cycle(1, lr)
 """
 
-from onecycle import data, metrics, models, schedules
+from onecycle import data, metrics, models, schedules, suggest
 from onecycle.callback import Callback, CancelBatch, CancelEpoch, CancelTrain
 from onecycle.callbacks.activation_stats import ActivationStats
 from onecycle.callbacks.live_plot import LivePlot
-from onecycle.callbacks.lr_finder import LRFind, LRFinder
+from onecycle.callbacks.lr_finder import LRFinder
 from onecycle.callbacks.progress import ProgressBar
 from onecycle.callbacks.recorder import Recorder
 from onecycle.callbacks.scheduler import OneCycleScheduler, ParamScheduler
 from onecycle.callbacks.torch_scheduler import TorchScheduler
 from onecycle.data.loaders import DataLoaders
+from onecycle.found import LRFind
 from onecycle.learner import Learner
 from onecycle.metrics import accuracy, error_rate, mae, mse, rmse, top_k_accuracy
 
@@ -45,6 +46,7 @@ __all__ = [
     "mse",
     "rmse",
     "schedules",
+    "suggest",
     "top_k_accuracy",
 ]
 

@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from onecycle import checks, freezing, optimizers, plot, report, state
+from onecycle import checks, finder, freezing, optimizers, plot, report
 from onecycle.callback import (
     Callback,
     as_callbacks,
 )
-from onecycle.callbacks.lr_finder import LRFind, LRFinder
-from onecycle.callbacks.progress import SweepBar
+from onecycle.callbacks.lr_finder import LRFinder
 from onecycle.callbacks.scheduler import OneCycleScheduler, Plan
 from onecycle.callbacks.torch_scheduler import TorchScheduler
+from onecycle.found import LRFind, LROverlay
 from onecycle.optimizers import LR
 from onecycle.schedules import (
     Schedule,
@@ -333,34 +334,61 @@ class Learner(Trainer):
         end_lr: float = 10.0,
         num_it: int = 100,
         stop_div: bool = True,
+        *,
+        method: str = "sweep",
+        n_sweeps: int = 1,
+        refine: bool = True,
+        wd: float | Sequence[float] | None = None,
+        moms: float | Sequence[float] | None = None,
+        show_plot: bool = True,
     ) -> LRFind:
-        """Sweep the learning rate up and return the suggestion; it leaves no other trace.
+        """Look for a learning rate and return a suggestion; it leaves no other trace.
 
         Model, optimizer, generators, loader and history are restored bit for bit, also after an
-        error or Ctrl-C. Callbacks do not run, so batches must fit the model as they come. A
-        notebook shows the picture, but not within `no_logging()`; elsewhere, or again,
-        `learn.recorder.plot()` draws it.
+        error or Ctrl-C, and no file is written. Callbacks do not run, so batches must fit the model
+        as they come. A notebook shows the picture, but not within `no_logging()`; elsewhere, or
+        again, `learn.recorder.plot()` draws it.
 
         Args:
             start_lr: the first learning rate.
             end_lr: the last.
             num_it: steps, over as many epochs as it takes.
             stop_div: stop when the loss diverges.
+            method: "sweep" is the usual test: raise the rate, watch the training loss. "race" then
+                trains a few rates around the suggestion for a short 1cycle each, of `num_it` steps,
+                judges them by the validation loss and goes on with the better half for twice as
+                many. "linear" is the range test of the paper: from `start_lr` linearly to where the
+                sweep diverged, by the accuracy on the validation data where that is a metric of the
+                learner's, else by the loss. Both judge on about 2,000 samples.
+            n_sweeps: sweeps from the same weights over other batches, of which the median counts.
+            refine: sweep once more, slower, in up to 2 `num_it` steps, from a tenth of where the
+                descent began to twice the divergence, and judge that.
+            wd: weight decay; several are compared, and the answer is an `LROverlay`.
+            moms: the same for momentum, or the first of the betas.
+            show_plot: whether a notebook shows the picture.
 
         Raises:
             ValueError, TypeError: an argument out of its range; the loss was not finite at the
-            first step.
+            first step; a method that needs validation data has none.
         """
-        finder = LRFinder(start_lr, end_lr, num_it, stop_div)
-        before = self._counters()
-        try:
-            with state.preserved(self._modules, self.opt, self.training_step, self.data.train):
-                bar = [SweepBar("lr_find", num_it)] if self.display.bar else []
-                self._run(range(num_it), num_it, [finder, *bar], aside=True)
-        finally:
-            vars(self).update(before)
-        found = self.recorder.lr_find = finder.result()
-        if plot.in_notebook() and self.display.table:
+        sweep = LRFinder(start_lr, end_lr, num_it, stop_div)
+        checks.choice("method", method, finder.METHODS)
+        checks.integer("n_sweeps", n_sweeps)
+        compared = {"wd": finder.values_of("wd", wd, self.opt)}
+        compared["mom"] = finder.values_of("moms", moms, self.opt)
+        several = [name for name, values in compared.items() if len(values) > 1]
+        if len(several) > 1:
+            raise ValueError("wd, moms: compare one at a time, and give the other as a number")
+        fixed = {name: values[0] for name, values in compared.items() if len(values) == 1}
+        search = partial(finder.find, self, method, sweep, n_sweeps, refine)
+        if several:
+            name = several[0]
+            results = {value: search({**fixed, name: value}) for value in compared[name]}
+            found: LRFind = LROverlay("wd" if name == "wd" else "momentum", results)
+        else:
+            found = search(fixed)
+        self.recorder.lr_find = found
+        if show_plot and plot.in_notebook() and self.display.table:
             found.plot()
         return found
 

@@ -10,7 +10,6 @@ import numpy as np
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-    from onecycle.callbacks.lr_finder import LRFind
     from onecycle.smoothing import Array
 
 FAINT: dict[str, Any] = {"color": "C0", "alpha": 0.3, "linewidth": 0.8}
@@ -42,30 +41,6 @@ def in_notebook() -> bool:
     except ImportError:
         return False
     return hasattr(get_ipython(), "kernel")
-
-
-def lr_find(found: LRFind, ax: Axes | None = None) -> Axes:
-    """Draw the sweep, raw and smoothed, with band, suggestion and landmarks."""
-    ax = axes(ax)
-    curve = found.smoothed
-    lrs = found.lrs[: len(curve)]
-    ax.plot(found.lrs, found.losses, **FAINT, label="loss of each step")
-    ax.plot(lrs, curve, **CLEAR, label="smoothed")
-    if np.isfinite(found):
-        ax.axvspan(*found.band, color="C1", alpha=0.15, label="band")
-        for mark, (name, lr) in zip("v^x", found.points.items(), strict=True):
-            if np.isfinite(lr):
-                height = np.interp(np.log10(lr), np.log10(lrs), curve)
-                ax.plot(lr, height, mark, color="C3", markersize=6, label=name)
-        ax.axvline(float(found), color="C1", linewidth=1.8, label=f"suggestion {found:.2e}")
-    else:
-        ax.set_title("no suggestion: " + found.reason, fontsize=8, wrap=True)
-    if len(curve):
-        ax.set_ylim(_window(found.losses[: len(curve)], curve))
-    ax.set(xscale="log", xlabel="learning rate", ylabel="training loss")
-    ax.grid(alpha=0.25)
-    ax.legend(fontsize=8)
-    return ax
 
 
 def over_epochs(
@@ -234,11 +209,3 @@ def _finish(ax: Axes, borders: Sequence[float], drawn: int, *, whole: bool = Fal
         whole_height = ax.get_xaxis_transform()
         ax.vlines(borders, 0, 1, "0.5", "dotted", linewidth=1.0, transform=whole_height)
     ax.grid(alpha=0.25)
-
-
-def _window(raw: Array, curve: Array) -> tuple[float, float]:
-    """Return limits that show the descent and the turn, not the whole explosion."""
-    level, low = float(np.median(raw[: max(3, len(raw) // 10)])), float(min(raw.min(), curve.min()))
-    top = max(level, float(np.percentile(raw, 75)))
-    margin = max(top - low, 1e-12) * 0.3
-    return low - margin / 3, top + margin

@@ -46,26 +46,37 @@ class Stateful(Protocol):
 
 
 @contextmanager
-def preserved(
-    modules: Sequence[nn.Module], opt: torch.optim.Optimizer, step: Stateful, loader: Any
+def surroundings_preserved(modules: Sequence[nn.Module], loader: Any) -> Iterator[None]:
+    """Leave generators and the training data as they were before the block.
+
+    Args:
+        modules: the model, and the loss where it is a module; they may hold generators.
+        loader: the training data.
+    """
+    with ExitStack() as stack:
+        stack.callback(_generators(loader, *modules))
+        stack.callback(_loader(loader))
+        yield
+
+
+@contextmanager
+def training_preserved(
+    modules: Sequence[nn.Module], opt: torch.optim.Optimizer, step: Stateful
 ) -> Iterator[None]:
-    """Leave everything a run depends on bit for bit as it was before the block.
+    """Leave everything that training changes bit for bit as it was before the block.
 
     Args:
         modules: the model, and the loss where it is a module.
         opt: the optimizer.
         step: the training step, for the scale of its loss.
-        loader: the training data.
     """
     with ExitStack() as stack:
         stack.callback(_stateful(step))
-        stack.callback(_generators(loader, *modules))
         stack.callback(_optimizer(opt))
         for model in modules:
             stack.callback(_gradients(model))
             stack.callback(_tensors([*model.parameters(), *_unlearned(model)]))
             stack.callback(_modules(model))
-        stack.callback(_loader(loader))
         yield
 
 

@@ -14,19 +14,20 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler
 
 from onecycle import batch as batches
-from onecycle import checkpoint, checks, optimizers
+from onecycle import checkpoint, checks, optimizers, state
 from onecycle.callback import (
     Callback,
     as_callbacks,
 )
 from onecycle.callbacks.live_plot import LivePlot
-from onecycle.callbacks.lr_finder import LRFind
 from onecycle.callbacks.progress import ProgressBar
 from onecycle.callbacks.recorder import Recorder
 from onecycle.callbacks.scheduler import ParamScheduler
+from onecycle.callbacks.short_run import ShortRun
 from onecycle.callbacks.torch_scheduler import TorchScheduler
 from onecycle.data.loaders import DataLoaders, as_loaders, check_loader
 from onecycle.evaluation import Evaluator, finished
+from onecycle.found import LRFind
 from onecycle.loop import Loop
 from onecycle.metrics import Metric, Scores, named
 from onecycle.optimizers import LR, OptFunc, Splitter
@@ -39,6 +40,8 @@ from onecycle.step import TrainingStep, activation, check_scalar, infer_loss
 
 if TYPE_CHECKING:
     from typing_extensions import Self
+
+Rehearse = Callable[..., Any]
 
 
 class Trainer:
@@ -173,6 +176,39 @@ class Trainer:
     ) -> None:
         self._inferred = None
         self.loop.run(self, epochs, n_epochs, callbacks, aside=aside)
+
+    @contextmanager
+    def rehearsal(self, values: Mapping[str, float] | None = None) -> Iterator[Rehearse]:
+        """Yield a function rehearse(steps, callbacks) that trains aside and leaves no trace.
+
+        It neither validates nor runs the learner's callbacks. Each call begins with the weights and
+        the optimizer that the last one began with, and sees other batches; after the block the
+        generators, the data and the counters are back, too. What is to be looked at in the trained
+        model, a callback looks at, or `then`, whose value is returned.
+
+        Args:
+            values: of hyper-parameters of the optimizer, by the names "wd" and "mom".
+        """
+        before = self._counters()
+        first = len(self.recorder.history)
+
+        def rehearse(
+            steps: int, callbacks: Sequence[Callback], then: Callable[[], Any] = lambda: None
+        ) -> Any:
+            nonlocal first
+            epochs = range(first, first + steps)
+            first += steps
+            with state.training_preserved(self._modules, self.opt, self.training_step):
+                for name, value in (values or {}).items():
+                    optimizers.write(self.opt, name, [value])
+                self._run(epochs, epochs.stop, [ShortRun(steps), *callbacks], aside=True)
+                return then()
+
+        try:
+            with state.surroundings_preserved(self._modules, self.data.train):
+                yield rehearse
+        finally:
+            vars(self).update(before)
 
     def __repr__(self) -> str:
         """Return model, optimizer and what was trained."""

@@ -14,11 +14,20 @@ import onecycle
 PACKAGE = Path(onecycle.__file__).parent
 LAYERS = [
     {"checks", "batch", "smoothing", "state", "files", "plot", "tables"},
-    {"schedules", "optimizers", "metrics", "suggest", "models", "checkpoint", "display"},
-    {"callback", "data", "evaluation", "freezing", "plot_activations"},
+    {
+        "schedules",
+        "optimizers",
+        "metrics",
+        "suggest",
+        "models",
+        "checkpoint",
+        "display",
+        "plot_lr_find",
+    },
+    {"callback", "data", "evaluation", "freezing", "plot_activations", "found"},
     {"step", "loop"},
     {"callbacks", "summary"},
-    {"report", "trainer"},
+    {"report", "trainer", "finder"},
     {"learner"},
     {"__main__"},
 ]
@@ -89,6 +98,7 @@ def test_public_names():
         "mse",
         "rmse",
         "schedules",
+        "suggest",
         "top_k_accuracy",
     ]
 

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from torch import Tensor
 
-    from onecycle.callbacks.lr_finder import LRFind
+    from onecycle.found import LRFind
     from onecycle.learner import Learner
 
 BLOCK = 512  # losses read from the device at once
