@@ -54,6 +54,13 @@ def positive(name: str, value: Any, *, allow_inf: bool = False) -> float:
         raise ValueError(f"{name} must be {finite}above 0, got {value!r}") from None
 
 
+def flag(name: str, value: Any) -> bool:
+    """Return `value` if it is True or False."""
+    if not isinstance(value, bool):
+        raise TypeError(f"{name} must be True or False, got {value!r}")
+    return value
+
+
 def pair(name: str, value: Any, example: str) -> tuple[Any, Any]:
     """Return `value` as a tuple of two."""
     if isinstance(value, str) or not isinstance(value, Sequence) or len(value) != 2:

@@ -374,6 +374,8 @@ class Learner(Trainer):
         sweep = LRFinder(start_lr, end_lr, num_it, stop_div)
         checks.choice("method", method, finder.METHODS)
         checks.integer("n_sweeps", n_sweeps)
+        checks.flag("refine", refine)
+        checks.flag("show_plot", show_plot)
         compared = {"wd": finder.values_of("wd", wd, self.opt)}
         compared["mom"] = finder.values_of("moms", moms, self.opt)
         several = [name for name, values in compared.items() if len(values) > 1]

@@ -26,7 +26,8 @@ FAINT, CLEAR = 12.0, 24.0  # descent over the noise that is left in the smoothed
 CLOSE = (10.0, 2.0)  # how far a closer look goes below the onset and beyond the divergence
 MIN_POINTS = 10
 DENSE = 6.0  # points in a decade
-SLIDE = (1.2, 0.03)  # decades, share of the descent
+SPARSE = 1.5  # distances between points, least deviation of the kernel
+SLIDE = (1.2, 0.1)  # decades, share of the descent
 APART = 0.3  # decades
 RISEN = 0.95  # share of the rise of a score
 LINEAR_WIDTH = 0.06  # of the range, deviation of the kernel
@@ -302,26 +303,26 @@ def valley(lrs: Any, losses: Any) -> float:
 
 
 def slide(lrs: Any, losses: Any) -> float:
-    """Return the left end of the last interval, sliding from right to left, that bends.
+    """Return the left end of the last interval, sliding down from the divergence, that bends.
 
-    An interval of 1.2 decades slides down from the end of the curve for as long as the slopes at
-    its ends differ by more than 3 % of the descent for each decade. The idea is the interval slide
-    rule of fastai's `slide`, in units of log10(lr) and of the descent, so that neither the number
-    of steps nor the scale of the loss matters; nan where nothing falls.
+    An interval of 1.2 decades slides to the left for as long as the slopes at its ends differ by
+    more than a tenth of the descent for each decade. The idea is the interval slide rule of
+    fastai's `slide`, in units of log10(lr) and of the descent, so that neither the number of steps
+    nor the scale of the loss matters; nan where nothing falls.
     """
     descent = _any_descent(lrs, losses)
     if descent is None:
         return NAN
     decades, share = SLIDE
     slope = np.gradient(descent.curve, descent.x)
-    at = NAN
-    for right in reversed(descent.x):
-        left = right - decades
-        ends = np.interp([left, right], descent.x, slope)
-        if left < descent.x[0] or abs(ends[1] - ends[0]) <= share * descent.drop:
+    end = descent.lost(GIVE_BACK)
+    at = descent.x[-1] if end is None else math.log10(end)
+    for right in descent.x[descent.x <= at][::-1]:
+        ends = np.interp([right - decades, right], descent.x, slope)
+        if abs(ends[1] - ends[0]) <= share * descent.drop:
             break
-        at = float(10.0**left)
-    return at
+        at = right
+    return float(10.0 ** max(at - decades, float(descent.x[0])))
 
 
 def steep(lrs: Any, losses: Any) -> float:
@@ -350,8 +351,8 @@ def _any_descent(lrs: Any, losses: Any) -> Descent | None:
     x, y = finite_prefix(lrs, losses)
     if len(y) < 3 or not _rise(x):
         return None
-    descent = _descent(x, y, WIDTHS[0])
-    return descent if descent.bottom > 0 and descent.drop > 0 else None
+    descent = _descent(x, y, _widths(x)[0])
+    return descent if descent.drop > 1e-6 * abs(descent.level) else None
 
 
 def _descent(x: Array, y: Array, width: float) -> Descent:
@@ -369,13 +370,19 @@ def _descent(x: Array, y: Array, width: float) -> Descent:
     return Descent(np.log10(x), curve, bottom, level, level - float(curve[bottom]))
 
 
+def _widths(x: Array) -> tuple[float, ...]:
+    """Return the kernels to try, wide enough for a curve of few points."""
+    apart = math.log10(x[-1] / x[0]) / (len(x) - 1)
+    return tuple(max(width, SPARSE * apart) for width in WIDTHS)
+
+
 def _rise(lrs: Array) -> bool:
     return bool(len(lrs) and lrs[0] > 0 and np.all(np.diff(lrs) > 0))
 
 
 def _seen(x: Array, y: Array, faint: float) -> tuple[Descent, float, bool] | None:
     """Return the descent that stands out of the noise, under which width, and whether clearly."""
-    for width in WIDTHS:
+    for width in _widths(x):
         descent = _descent(x, y, width)
         noise = _noise(y, descent, width)
         if descent.bottom > 0 and descent.drop > max(faint * noise, 1e-3 * abs(descent.level)):

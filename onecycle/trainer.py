@@ -69,9 +69,8 @@ class Trainer:
             raise TypeError(f"model must be a torch.nn.Module, got {model!r}")
         if any(nn.parameter.is_lazy(p) for p in model.parameters()):
             raise ValueError("model has lazy parameters: run one batch through it first")
-        for name, flag in (("train_bn", train_bn), ("live_plot", live_plot)):
-            if not isinstance(flag, bool):
-                raise TypeError(f"{name} must be True or False, got {flag!r}")
+        checks.flag("train_bn", train_bn)
+        checks.flag("live_plot", live_plot)
         if loss_func is not None and not callable(loss_func):
             raise TypeError(f"loss_func must be a function of (pred, target), got {loss_func!r}")
         if isinstance(loss_func, type):

@@ -288,7 +288,7 @@ def test_a_table_of_very_short_epochs_is_not_shown_anew_for_each(learn, page, mo
 
 
 def test_nothing_of_the_bar_stays_on_the_page(learn, page):
-    learn.lr_find(num_it=10)
+    learn.lr_find(num_it=10, refine=False)
     learn.fit(1)
     sweep, table, bar = page[0]
     assert sweep == bar == display.EMPTY

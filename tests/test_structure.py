@@ -141,6 +141,12 @@ def test_the_signatures_that_notebooks_use():
         "end_lr=10.0",
         "num_it=100",
         "stop_div=True",
+        "method='sweep'",
+        "n_sweeps=1",
+        "refine=True",
+        "wd=None",
+        "moms=None",
+        "show_plot=True",
     ]
     names = ["data", "model", "loss_func=None", f"opt_func={torch.optim.AdamW!r}"]
     assert signature(onecycle.Learner)[:4] == names
