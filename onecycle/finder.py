@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from onecycle.trainer import Trainer
 
 METHODS = ("sweep", "race", "linear")
-CLOSER = 2  # steps of the closer look over those of the sweep
+CLOSER = 3  # steps of the closer look over those of the sweep
 FIELD = (-1.0, -0.5, 0.0, 0.5, 1.0)  # decades around the centre of a race
 FURTHER = 3  # entries that a race may add beyond its edge
 ENOUGH = 2000  # samples on which validation is judged
@@ -51,7 +51,8 @@ def find(
     found = _sweep(learn, sweep, n_sweeps, values, "lr_find")
     place = suggest.bracket(found.lrs, found.losses) if refine else None
     if place is not None:
-        closer = LRFinder(*place, CLOSER * sweep.num_it, sweep.stop_div)
+        low, high = place[0], min(place[1], sweep.end_lr)
+        closer = LRFinder(low, high, CLOSER * sweep.num_it, sweep.stop_div)
         closeup = _sweep(learn, closer, n_sweeps, values, "closer")
         found = LRFind(found.lrs, *found.sweeps, closeup=closeup)
     if method == "race":

@@ -21,7 +21,7 @@ WIDTHS = (0.15, 0.3)  # decades, deviation of the kernel; the wider one for a no
 BEGUN, MOSTLY, SETTLED = 0.1, 0.75, 0.95  # shares of the descent
 GIVE_BACK = 0.25  # share of the descent that is lost again where the curve counts as diverging
 RETURNED = 0.9  # share that is lost where a descent is over, whatever comes after it
-MARGIN, EDGE = 2.0, 1.5  # how far below the divergence the suggestion and its band stay
+EDGE = 1.5  # how far below the divergence a rate must stay
 FAINT, CLEAR = 12.0, 24.0  # descent over the noise that is left in the smoothed curve
 CLOSE = (10.0, 2.0)  # how far a closer look goes below the onset and beyond the divergence
 MIN_POINTS = 10
@@ -141,9 +141,9 @@ def pooled(sweeps: Sequence[Any]) -> Array:
 def suggest(lrs: Any, losses: Any) -> Suggestion:
     """Return the suggestion of a sweep; it never raises on a short, flat or ragged curve.
 
-    lr = min(settled, divergence / 2): where 95 % of the descent are done, but at most half of where
-    a quarter of it is lost again. The band goes from where three quarters of the descent are done
-    to divergence / 1.5.
+    lr = sqrt(steepest divergence), at most divergence / 1.5: the geometric mean of where the loss
+    falls fastest and where a quarter of the descent is lost again. The band goes from where three
+    quarters of the descent are done, or lr where that is lower, to divergence / 1.5.
 
     Args:
         lrs: rising learning rates.
@@ -172,7 +172,7 @@ def suggest(lrs: Any, losses: Any) -> Suggestion:
 def bracket(lrs: Any, losses: Any) -> tuple[float, float] | None:
     """Return where a sweep is worth a closer look; None where not even a faint descent is seen.
 
-    From a tenth of where the descent begins to twice the divergence, within the sweep.
+    From a tenth of where the descent begins, but not below the sweep, to twice the divergence.
     """
     x, y = finite_prefix(lrs, losses)
     seen = _seen(x, y, FAINT / 2) if len(y) >= MIN_POINTS and _rise(x) else None
@@ -181,7 +181,7 @@ def bracket(lrs: Any, losses: Any) -> tuple[float, float] | None:
     descent = seen[0]
     end = descent.lost(GIVE_BACK)
     low = max(descent.done(BEGUN) / CLOSE[0], float(x[0]))
-    return low, float(x[-1]) if end is None else min(end * CLOSE[1], float(np.asarray(lrs)[-1]))
+    return low, CLOSE[1] * (float(x[-1]) if end is None else end)
 
 
 def agreed(judged: Suggestion, sweeps: Sequence[Suggestion]) -> Suggestion:
@@ -393,11 +393,11 @@ def _seen(x: Array, y: Array, faint: float) -> tuple[Descent, float, bool] | Non
 def _found(descent: Descent, width: float, clear: bool, *, ended: bool) -> Suggestion:
     """Return the landmarks of a descent, and what follows from them."""
     lost = descent.lost(GIVE_BACK)
-    onset, settled = descent.done(BEGUN), descent.done(SETTLED)
+    onset = descent.done(BEGUN)
     end = float(10.0 ** descent.x[-1]) if lost is None else lost
     reached = ended or lost is not None
-    lr = min(settled, end / MARGIN)
-    band = (min(descent.done(MOSTLY), lr), end / EDGE)
+    steepest, high = descent.steepest, end / EDGE
+    lr = min(math.sqrt(steepest * end), high)
     n = len(descent.x)
     reasons = [
         reason
@@ -412,10 +412,10 @@ def _found(descent: Descent, width: float, clear: bool, *, ended: bool) -> Sugge
         )
         if not holds
     ]
-    places = (onset, descent.steepest, settled, descent.minimum, end if reached else NAN)
+    places = (onset, steepest, descent.done(SETTLED), descent.minimum, end if reached else NAN)
     return Suggestion(
         lr=lr,
-        band=band,
+        band=(min(descent.done(MOSTLY), lr), high),
         confidence="low" if reasons else "high",
         reason="; ".join(reasons),
         points=dict(zip(LANDMARKS, places, strict=True)),

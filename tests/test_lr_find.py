@@ -565,11 +565,11 @@ def test_losses_are_kept_for_every_update_and_the_clip_is_in_use(data):
     assert math.isnan(found)
 
 
-def test_the_closer_look_has_twice_the_steps_where_the_curve_falls_and_turns(learn):
+def test_the_closer_look_has_three_times_the_steps_where_the_curve_falls_and_turns(learn):
     found = learn.lr_find(stop_div=False)
     low, high = rules.bracket(found.lrs, found.losses)
-    assert (found.closeup.lrs[0], found.closeup.lrs[-1]) == pytest.approx((low, high))
-    assert (len(found.lrs), len(found.closeup.lrs)) == (100, 200)
+    assert (found.closeup.lrs[0], found.closeup.lrs[-1]) == pytest.approx((low, min(high, 10)))
+    assert (len(found.lrs), len(found.closeup.lrs)) == (100, 300)
     assert float(found) == float(found.closeup)
     assert learn.lr_find(refine=False).closeup is None
 

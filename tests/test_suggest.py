@@ -42,16 +42,17 @@ def test_the_landmarks_are_where_the_curve_has_them():
     assert points["divergence"] == pytest.approx(first(0.25), rel=0.3)
 
 
-def test_the_suggestion_is_where_the_loss_has_settled_but_well_before_it_diverges():
+def test_the_suggestion_lies_between_the_steepest_point_and_the_divergence():
     found = suggest(LRS, DESCENT)
-    assert found.lr == min(found.points["settled"], found.points["divergence"] / 2)
-    assert found.band[0] < found.lr < found.band[1] == found.points["divergence"] / 1.5
+    steepest, divergence = found.points["steepest"], found.points["divergence"]
+    assert found.lr == pytest.approx(math.sqrt(steepest * divergence))
+    assert found.band[0] <= found.lr < found.band[1] == divergence / 1.5
 
 
 @pytest.mark.parametrize("cliff", [1e-2, 2e-2])
 def test_a_cliff_keeps_the_suggestion_away(cliff):
     found = suggest(LRS, np.where(cliff > LRS, DESCENT, 9.0))
-    assert found.lr <= found.points["divergence"] / 2
+    assert found.lr <= found.points["divergence"] / 1.5
     assert found.points["divergence"] == pytest.approx(cliff, rel=0.5)
 
 
@@ -157,7 +158,7 @@ def test_any_curve_gets_an_answer_in_order_or_none(losses):
         assert found.reason
         return
     low, high = found.band
-    assert lrs[0] <= low <= found.lr < high <= lrs[-1]
+    assert lrs[0] <= low <= found.lr <= high < lrs[-1]
     order = [p for p in (found.points[n] for n in rules.LANDMARKS if n != "steepest") if p == p]
     assert order == sorted(order)
 

@@ -213,6 +213,7 @@ class Rows(nn.Module):
 
 # ---- the table -------------------------------------------------------------------------------
 
+SMALL_MLP = partial(mlp, 10, 1, hidden=(16,))
 BN_MLP, BN_CNN = partial(mlp, norm=True), partial(cnn, norm=True)
 TRANSFORMER, LSTM, GRU = (partial(Rows, kind) for kind in ("transformer", "lstm", "gru"))
 TANH_MLP = partial(mlp, 64, hidden=(64, 64, 64), activation=nn.Tanh)
@@ -230,7 +231,7 @@ TASKS = [
     Task("cnn_bn-adamw-32", "choose", images, BN_CNN, "adamw", 32, 4),
     Task("lstm-adamw-32", "choose", images, LSTM, "adamw", 32, 4),
     Task("lstm-sgd-32", "choose", images, LSTM, "sgd", 32, 4),
-    Task("diabetes-sgd-32", "choose", diabetes, partial(mlp, 10, 1), "sgd", 32, 40, seeds=10),
+    Task("diabetes-sgd-32", "choose", diabetes, SMALL_MLP, "sgd", 32, 40, seeds=10),
     Task("pretrained_bn-sgd-32", "choose", high_digits, BN_PRETRAINED, "sgd", 32, 8, low_digits),
     Task("pretrained-adamw-32", "choose", high_digits, PRETRAINED, "adamw", 32, 8, low_digits),
     Task("mlp_bn-adamw-32", "report", images, BN_MLP, "adamw", 32, 4),
@@ -243,9 +244,15 @@ TASKS = [
     Task("transformer-adamw-512", "report", images, TRANSFORMER, "adamw", 512, 30, seeds=3),
     Task("gru-adamw-32", "report", images, GRU, "adamw", 32, 4),
     Task("cancer-sgd-32", "report", cancer, partial(mlp, 30, 2), "sgd", 32, 40, seeds=10),
-    Task("diabetes-adamw-32", "report", diabetes, partial(mlp, 10, 1), "adamw", 32, 40, seeds=10),
+    Task("diabetes-adamw-32", "report", diabetes, SMALL_MLP, "adamw", 32, 40, seeds=10),
     Task(
         "pretrained_bn-adamw-32", "report", high_digits, BN_PRETRAINED, "adamw", 32, 8, low_digits
     ),
     Task("pretrained-sgd-32", "report", high_digits, PRETRAINED, "sgd", 32, 8, low_digits),
+]
+# What the tests can afford.
+SMOKE = [
+    Task("mlp-sgd-32", "smoke", small_digits, partial(mlp, 64), "sgd", 32, 12, seeds=1),
+    Task("cnn_bn-adamw-32", "smoke", small_digits, BN_CNN, "adamw", 32, 12, seeds=1),
+    Task("gru-adamw-32", "smoke", small_digits, partial(Rows, "gru", 8), "adamw", 32, 12, seeds=1),
 ]
