@@ -362,7 +362,7 @@ class Learner(Trainer):
                 learner's, else by the loss. Both judge on about 2,000 samples.
             n_sweeps: sweeps from the same weights over other batches, of which the median counts.
             refine: sweep once more, slower, in up to 3 `num_it` steps, from a tenth of where the
-                descent began to twice the divergence, and judge that.
+                descent began to four times the divergence, and judge that.
             wd: weight decay; several are compared, and the answer is an `LROverlay`.
             moms: the same for momentum, or the first of the betas.
             show_plot: whether a notebook shows the picture.

@@ -23,7 +23,7 @@ GIVE_BACK = 0.25  # share of the descent that is lost again where the curve coun
 RETURNED = 0.9  # share that is lost where a descent is over, whatever comes after it
 EDGE = 1.5  # how far below the divergence a rate must stay
 FAINT, CLEAR = 12.0, 24.0  # descent over the noise that is left in the smoothed curve
-CLOSE = (10.0, 2.0)  # how far a closer look goes below the onset and beyond the divergence
+CLOSE = (10.0, 4.0)  # how far a closer look goes below the onset and beyond the divergence
 MIN_POINTS = 10
 DENSE = 6.0  # points in a decade
 SPARSE = 1.5  # distances between points, least deviation of the kernel
@@ -172,7 +172,7 @@ def suggest(lrs: Any, losses: Any) -> Suggestion:
 def bracket(lrs: Any, losses: Any) -> tuple[float, float] | None:
     """Return where a sweep is worth a closer look; None where not even a faint descent is seen.
 
-    From a tenth of where the descent begins, but not below the sweep, to twice the divergence.
+    From a tenth of where the descent begins, but not below the sweep, to four times the divergence.
     """
     x, y = finite_prefix(lrs, losses)
     seen = _seen(x, y, FAINT / 2) if len(y) >= MIN_POINTS and _rise(x) else None

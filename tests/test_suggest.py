@@ -236,7 +236,7 @@ def test_sweeps_that_disagree_are_not_trusted():
 
 def test_a_closer_look_goes_from_before_the_onset_to_beyond_the_divergence():
     points = suggest(LRS, DESCENT).points
-    assert bracket(LRS, DESCENT) == pytest.approx((points["onset"] / 10, 2 * points["divergence"]))
+    assert bracket(LRS, DESCENT) == pytest.approx((points["onset"] / 10, 4 * points["divergence"]))
     assert bracket(LRS, np.full(100, 2.3)) is None
     assert bracket(LRS[:5], DESCENT[:5]) is None
 
