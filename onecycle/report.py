@@ -162,7 +162,9 @@ def _pictures(recorder: Recorder) -> Iterator[tuple[str, str, Draw, int]]:
         norm = "Norm of the gradients of every step, before clipping"
         yield "Gradients", norm, lambda ax: recorder.plot_grad_norm(ax=ax), 1
     if recorder.lr_find is not None:
-        sweep = f"Training loss against learning rate, with the suggestion {recorder.lr_find:.2e}"
+        found = recorder.lr_find
+        said = "no suggestion" if np.isnan(found) else f"the suggestion {found:.2e}"
+        sweep = f"What the learning rate finder saw, with {said}"
         yield "Learning rate finder", sweep, lambda ax: recorder.plot(ax=ax), 1
 
 
