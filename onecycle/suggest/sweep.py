@@ -1,0 +1,189 @@
+"""What a sweep says: a suggestion with a band and a confidence, or a sentence why there is none."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+
+from onecycle.smoothing import Array
+from onecycle.suggest.descent import (
+    BEGUN,
+    WIDTHS,
+    Descent,
+    descent_of,
+    finite_prefix,
+    noise_left,
+    rise,
+    widths,
+)
+
+# Chosen on one half of the tasks of tests/benchmarks/lr_find_regret.py; RESULTS.md has the other.
+MOSTLY, SETTLED = 0.75, 0.95  # shares of the descent
+GIVE_BACK = 0.25  # share of the descent that is lost again where the curve counts as diverging
+EDGE = 1.5  # how far below the divergence a rate must stay
+FAINT, CLEAR = 12.0, 24.0  # descent over the noise that is left in the smoothed curve
+CLOSE = (10.0, 4.0)  # how far a closer look goes below the onset and beyond the divergence
+APART = 0.3  # decades
+MIN_POINTS = 10
+DENSE = 6.0  # points in a decade
+NO_DESCENT = (
+    "no descent: already trained, frozen, or the range is too small; keep the last max_lr or use "
+    "method='race'"
+)
+LANDMARKS = ("onset", "steepest", "settled", "minimum", "divergence")
+NAN = float("nan")
+
+
+@dataclass(frozen=True)
+class Suggestion:
+    """What a curve says; every learning rate is nan where it does not show it."""
+
+    lr: float
+    """The learning rate to take."""
+    band: tuple[float, float]
+    """Learning rates that should do as well."""
+    confidence: str
+    """"high", "low" or "none"."""
+    reason: str
+    """Why the confidence is not high, in a sentence."""
+    points: dict[str, float] = field(default_factory=dict)
+    """The learning rates of the landmarks, by name."""
+    width: float = WIDTHS[0]
+    """The width of the kernel under which the curve was judged, in decades."""
+
+
+def suggest(lrs: Any, losses: Any) -> Suggestion:
+    """Return the suggestion of a sweep; it never raises on a short, flat or ragged curve.
+
+    lr = sqrt(steepest divergence), at most divergence / 1.5: the geometric mean of where the loss
+    falls fastest and where a quarter of the descent is lost again. The band goes from where three
+    quarters of the descent are done, or lr where that is lower, to divergence / 1.5.
+
+    Args:
+        lrs: rising learning rates.
+        losses: the training loss at each; cut at the first that is not finite.
+
+    >>> lrs = np.logspace(-6, 1, 100)
+    >>> losses = 2.3 - 2 / (1 + (1e-3 / lrs) ** 2) + np.minimum(lrs, 5) ** 2
+    >>> 1e-3 < suggest(lrs, losses).lr < 0.5
+    True
+    """
+    x, y = finite_prefix(lrs, losses)
+    ended = len(y) < len(np.asarray(losses))
+    if len(y) < MIN_POINTS:
+        return nothing(f"only {len(y)} finite losses, {MIN_POINTS} are needed: lower start_lr")
+    if not rise(x):
+        return nothing("the learning rates do not rise")
+    seen = _seen(x, y, FAINT)
+    if seen is not None:
+        return _found(*seen, ended=ended)
+    if ended:
+        reason = f"the loss stops being finite at {x[-1]:.1e} without having fallen: check the data"
+        return nothing(reason)
+    return nothing(NO_DESCENT)
+
+
+def bracket(lrs: Any, losses: Any) -> tuple[float, float] | None:
+    """Return where a sweep is worth a closer look; None where not even a faint descent is seen.
+
+    From a tenth of where the descent begins, but not below the sweep, to four times the divergence.
+    """
+    x, y = finite_prefix(lrs, losses)
+    seen = _seen(x, y, FAINT / 2) if len(y) >= MIN_POINTS and rise(x) else None
+    if seen is None:
+        return None
+    descent = seen[0]
+    end = descent.lost(GIVE_BACK)
+    low = max(descent.done(BEGUN) / CLOSE[0], float(x[0]))
+    return low, CLOSE[1] * (float(x[-1]) if end is None else end)
+
+
+def pooled(sweeps: Sequence[Any]) -> Array:
+    """Return the median loss of several sweeps at each learning rate, as far as the longest goes.
+
+    A sweep that has ended counts as infinite, so that the median is finite while more than half of
+    them go on.
+
+    >>> pooled([[3.0, 2.0, 9.0], [3.2, 1.8], [2.8, 1.9, 5.0]]).tolist()
+    [3.0, 1.9, 9.0]
+    """
+    rows = np.full((len(sweeps), max(map(len, sweeps))), np.inf)
+    for row, losses in zip(rows, sweeps, strict=True):
+        row[: len(losses)] = np.where(np.isfinite(losses), losses, np.inf)
+    # Between a number and infinity there is no mean.
+    middle = np.sort(rows, axis=0)
+    high, low = middle[len(rows) // 2], middle[(len(rows) - 1) // 2]
+    return np.where(np.isfinite(high), (low + high) / 2, np.inf)
+
+
+def agreed(judged: Suggestion, sweeps: Sequence[Suggestion]) -> Suggestion:
+    """Return what the pooled curve says, `judged`, within what each of the sweeps allows.
+
+    The band ends at the lowest end among the sweeps; the confidence is low where their suggestions
+    lie more than 0.3 decades apart.
+    """
+    found = [one for one in sweeps if math.isfinite(one.lr)]
+    if math.isnan(judged.lr) or not found:
+        return judged
+    high = min(judged.band[1], *(one.band[1] for one in found))
+    apart = math.log10(max(one.lr for one in found) / min(one.lr for one in found))
+    reasons = [judged.reason] if judged.reason else []
+    if apart > APART:
+        reasons.append(f"the sweeps lie {apart:.1f} decades apart: raise num_it or n_sweeps")
+    return replace(
+        judged,
+        lr=min(judged.lr, high),
+        band=(min(judged.band[0], high), high),
+        confidence="low" if reasons else "high",
+        reason="; ".join(reasons),
+    )
+
+
+def _seen(x: Array, y: Array, faint: float) -> tuple[Descent, float, bool] | None:
+    """Return the descent that stands out of the noise, under which width, and whether clearly."""
+    for width in widths(x):
+        descent = descent_of(x, y, width)
+        noise = noise_left(y, descent, width)
+        if descent.bottom > 0 and descent.drop > max(faint * noise, 1e-3 * abs(descent.level)):
+            return descent, width, descent.drop > CLEAR * noise
+    return None
+
+
+def _found(descent: Descent, width: float, clear: bool, *, ended: bool) -> Suggestion:
+    """Return the landmarks of a descent, and what follows from them."""
+    lost = descent.lost(GIVE_BACK)
+    onset = descent.done(BEGUN)
+    end = float(10.0 ** descent.x[-1]) if lost is None else lost
+    reached = ended or lost is not None
+    steepest, high = descent.steepest, end / EDGE
+    lr = min(math.sqrt(steepest * end), high)
+    n = len(descent.x)
+    reasons = [
+        reason
+        for holds, reason in (
+            (reached, "the loss did not diverge: raise end_lr"),
+            (clear, "the descent is hardly above the noise: raise num_it or the batch size"),
+            (
+                math.log10(onset) > descent.x[n // 10],
+                "it falls from the first step: lower start_lr",
+            ),
+            (n > DENSE * (descent.x[-1] - descent.x[0]), "few steps for the range: raise num_it"),
+        )
+        if not holds
+    ]
+    places = (onset, steepest, descent.done(SETTLED), descent.minimum, end if reached else NAN)
+    return Suggestion(
+        lr=lr,
+        band=(min(descent.done(MOSTLY), lr), high),
+        confidence="low" if reasons else "high",
+        reason="; ".join(reasons),
+        points=dict(zip(LANDMARKS, places, strict=True)),
+        width=width,
+    )
+
+
+def nothing(reason: str) -> Suggestion:
+    """Return that there is no suggestion, and why."""
+    return Suggestion(NAN, (NAN, NAN), "none", reason, dict.fromkeys(LANDMARKS, NAN))
