@@ -29,7 +29,7 @@ Curve = tuple[list[float], list[float]]
 Answer = float  # nan is no answer
 NAN = math.nan
 DEFAULTS = {"sgd": 0.1, "adamw": 1e-3}
-RACES = 3  # repeats of a race, which costs nine sweeps
+COSTLY = 3  # repeats of what costs three searches or more
 
 
 # ---- measuring -------------------------------------------------------------------------------
@@ -45,7 +45,7 @@ def answers(task: Task, repeats: int, best: float) -> dict[str, Any]:
     found: dict[str, Any] = {"answers": {}, "curves": [], "lightning": [], "trained": {}}
     for k in range(repeats):
         fresh = task.learner(100 + k)
-        _note(found["answers"], ways(fresh, race=k < RACES))
+        _note(found["answers"], ways(fresh, costly=k < COSTLY))
         found["curves"].append(_raw(fresh, 1e-7, 10.0))
         found["lightning"].append(_raw(fresh, 1e-8, 1.0))
         if task.first is None:
@@ -56,14 +56,13 @@ def answers(task: Task, repeats: int, best: float) -> dict[str, Any]:
     return found
 
 
-def ways(learn: Learner, *, race: bool) -> dict[str, LRFind]:
+def ways(learn: Learner, *, costly: bool) -> dict[str, LRFind]:
     """The answers of this package, by name."""
-    found = {
-        "lr_find()": learn.lr_find(),
-        "lr_find(n_sweeps=3)": learn.lr_find(n_sweeps=3),
-        "lr_find(refine=False)": learn.lr_find(refine=False),
-    }
-    return {**found, 'lr_find(method="race")': learn.lr_find(method="race")} if race else found
+    found = {"lr_find()": learn.lr_find(), "lr_find(refine=False)": learn.lr_find(refine=False)}
+    if costly:
+        found["lr_find(n_sweeps=3)"] = learn.lr_find(n_sweeps=3)
+        found['lr_find(method="race")'] = learn.lr_find(method="race")
+    return found
 
 
 def _note(kept: dict[str, Any], found: dict[str, LRFind]) -> None:
