@@ -129,8 +129,9 @@ def test_a_noisy_curve_is_drawn_as_it_was_judged():
         (LRS[::5], DESCENT[::5], "raise num_it"),
         (LRS[55:], DESCENT[55:], "lower start_lr"),
         (LRS[:70], DESCENT[:70], "raise end_lr"),
+        (LRS, np.where(LRS < 4e-3, DESCENT, np.nan), "before it rises: check the data"),
     ],
-    ids=["few steps", "begins in the descent", "ends before divergence"],
+    ids=["few steps", "begins in the descent", "ends before divergence", "nan in the data"],
 )
 def test_a_doubtful_sweep_says_what_to_change(lrs, losses, said):
     found = suggest(lrs, losses)
@@ -138,8 +139,16 @@ def test_a_doubtful_sweep_says_what_to_change(lrs, losses, said):
     assert said in found.reason
 
 
-def test_a_sweep_that_begins_beyond_the_divergence_is_not_trusted():
-    assert suggest(LRS[85:], DESCENT[85:]).confidence != "high"
+def test_a_sweep_that_begins_beyond_the_divergence_says_so():
+    assert suggest(LRS[75:], DESCENT[75:]).reason.endswith("on: lower start_lr")
+
+
+def test_a_closer_look_after_a_sparse_sweep_is_not_trusted():
+    closeup = LRFind(LRS, DESCENT)
+    assert LRFind(LRS, DESCENT, closeup=closeup).confidence == "high"
+    found = LRFind(LRS[::6], DESCENT[::6], closeup=closeup)
+    assert (found.confidence, found.reason) == ("low", "few steps for the range: raise num_it")
+    assert float(found) == float(closeup)
 
 
 @given(
@@ -285,7 +294,7 @@ def test_range_test_takes_the_rate_where_the_score_slows():
 @pytest.mark.parametrize(
     ("scores", "confidence", "said"),
     [
-        (np.linspace(0, 0.8, 25), "low", "raise end_lr"),
+        (np.linspace(0, 0.8, 25), "low", "did not fall again"),
         (np.full(25, 0.1), "none", "does not rise"),
         (np.linspace(0.8, 0.1, 25), "none", "does not rise"),
         (np.full(25, np.nan), "none", "only 0 finite scores"),
@@ -327,17 +336,18 @@ def test_every_result_is_a_float_with_a_curve_a_picture_and_a_table(found):
 
 def test_columns_of_each_result():
     columns = {name: list(found.curve) for name, found in RESULTS.items()}
-    assert columns["sweep"] == ["lr", "loss", "smoothed"]
+    assert columns["sweep"] == ["sweep", "lr", "loss", "smoothed"]
+    assert RESULTS["sweep"].curve["sweep"].tolist() == [1] * 100 + [2] * 100
     assert columns["race"] == ["lr", "steps", "valid_loss"]
     assert columns["linear"] == ["lr", "accuracy", "smoothed"]
-    assert columns["overlay"] == ["wd", "lr", "loss", "smoothed"]
+    assert columns["overlay"] == ["wd", "sweep", "lr", "loss", "smoothed"]
     assert RESULTS["race"].curve["steps"].tolist() == [20, 20, 20, 40, 40]
 
 
 def test_an_overlay_is_a_mapping():
     found = RESULTS["overlay"]
     assert (list(found), len(found), found[0.0]) == ([0.0, 0.1], 2, FOUND)
-    assert found.reason == "it holds a sweep for each of 2 values of wd: take one, such as found[0]"
+    assert found.reason == "it holds a result for each of 2 values of wd: take one, as found[0.0]"
     lines = str(found).splitlines()
     assert lines[0] == f"wd=0: {FOUND!r}"
     assert lines[1].startswith("wd=0.1: LRFind(nan: no descent")

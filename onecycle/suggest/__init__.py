@@ -6,9 +6,9 @@
 True
 """
 
-from onecycle.suggest.descent import finite_prefix, smooth
+from onecycle.suggest.descent import capped, finite_prefix, smooth
 from onecycle.suggest.rules import minimum, slide, steep, valley
-from onecycle.suggest.sweep import LANDMARKS, Suggestion, agreed, bracket, pooled, suggest
+from onecycle.suggest.sweep import LANDMARKS, Suggestion, agreed, bracket, pooled, refined, suggest
 from onecycle.suggest.validated import race, range_test, smooth_linear
 
 __all__ = [
@@ -16,11 +16,13 @@ __all__ = [
     "Suggestion",
     "agreed",
     "bracket",
+    "capped",
     "finite_prefix",
     "minimum",
     "pooled",
     "race",
     "range_test",
+    "refined",
     "slide",
     "smooth",
     "smooth_linear",

@@ -75,11 +75,29 @@ def smooth(lrs: Array, losses: Array, width: float = WIDTHS[0]) -> Array:
 
 
 def finite_prefix(lrs: Any, losses: Any) -> tuple[Array, Array]:
-    """Return both as arrays, cut before the first loss that is not finite."""
-    x, y = np.asarray(lrs, dtype=np.float64), np.asarray(losses, dtype=np.float64)
+    """Return both as arrays, cut before the first loss that is not finite, or to the shorter."""
+    x, y = (
+        np.asarray(v.detach().cpu() if hasattr(v, "detach") else v, dtype=np.float64)
+        for v in (lrs, losses)
+    )
+    x, y = x[: len(y)], y[: len(x)]
     bad = np.flatnonzero(~np.isfinite(y))
     n = bad[0] if len(bad) else len(y)
     return x[:n], y[:n]
+
+
+def beginning(losses: Array) -> float:
+    """Return where the losses begin: the median of the first tenth, at least of three."""
+    return float(np.median(losses[: max(3, len(losses) // 10)]))
+
+
+def capped(losses: Array) -> Array:
+    """Return finite `losses`, none further above their beginning than the lowest is below.
+
+    The explosion at the end must not be smeared over the descent before it.
+    """
+    level = beginning(losses)
+    return np.minimum(losses, level + max(level - float(np.min(losses)), 0.0))
 
 
 def rise(lrs: Array) -> bool:
@@ -95,9 +113,8 @@ def widths(x: Array) -> tuple[float, ...]:
 
 def descent_of(x: Array, y: Array, width: float) -> Descent:
     """Return the descent of a finite curve under a kernel of `width` decades."""
-    level = float(np.median(y[: max(3, len(y) // 10)]))
-    # The explosion at the end must not be smeared over the descent before it.
-    curve = smooth(x, np.minimum(y, level + max(level - float(np.min(y)), 0.0)), width)
+    level = beginning(y)
+    curve = smooth(x, capped(y), width)
     bottom = int(np.argmin(curve))
     # A diverged loss may come down again far to the right, where no one can train.
     fallen = np.flatnonzero(curve < level - (level - curve[bottom]) / 2)

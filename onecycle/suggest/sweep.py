@@ -28,6 +28,10 @@ CLOSE = (10.0, 4.0)  # how far a closer look goes below the onset and beyond the
 APART = 0.3  # decades
 MIN_POINTS = 10
 DENSE = 6.0  # points in a decade
+RISING = 4.0  # standard deviations between the first losses and the next
+NOT_DIVERGED = "the loss did not diverge"
+FALLS_AT_ONCE = "the loss falls from the first step"
+FEW_STEPS = "few steps for the range: raise num_it"
 NO_DESCENT = (
     "no descent: already trained, frozen, or the range is too small; keep the last max_lr or use "
     "method='race'"
@@ -48,7 +52,7 @@ class Suggestion:
     """"high", "low" or "none"."""
     reason: str
     """Why the confidence is not high, in a sentence."""
-    points: dict[str, float] = field(default_factory=dict)
+    points: dict[str, float] = field(default_factory=lambda: dict.fromkeys(LANDMARKS, NAN))
     """The learning rates of the landmarks, by name."""
     width: float = WIDTHS[0]
     """The width of the kernel under which the curve was judged, in decades."""
@@ -71,9 +75,10 @@ def suggest(lrs: Any, losses: Any) -> Suggestion:
     True
     """
     x, y = finite_prefix(lrs, losses)
-    ended = len(y) < len(np.asarray(losses))
+    ended = len(y) < min(len(lrs), len(losses))
     if len(y) < MIN_POINTS:
-        return nothing(f"only {len(y)} finite losses, {MIN_POINTS} are needed: lower start_lr")
+        said = f"only {len(y)} finite losses, {MIN_POINTS} are needed"
+        return nothing(f"{said}: check the data, or lower start_lr")
     if not rise(x):
         return nothing("the learning rates do not rise")
     seen = _seen(x, y, FAINT)
@@ -82,7 +87,30 @@ def suggest(lrs: Any, losses: Any) -> Suggestion:
     if ended:
         reason = f"the loss stops being finite at {x[-1]:.1e} without having fallen: check the data"
         return nothing(reason)
-    return nothing(NO_DESCENT)
+    head, next_ = np.array_split(y, len(y) // max(MIN_POINTS // 2, len(y) // 10))[:2]
+    if float(np.median(next_)) > float(np.median(head)) + RISING * float(np.std(head)):
+        return nothing("the loss rises from the first step on: lower start_lr")
+    return nothing(NO_DESCENT if dense(x) else FEW_STEPS)
+
+
+def refined(first: Any, judged: Suggestion) -> Suggestion:
+    """Return what a closer look says, `judged`, with reasons that fit the `first` sweep.
+
+    The user did not choose the range of the closer look; and it is trusted less if the first
+    learning rates were sparse.
+    """
+    reason = judged.reason
+    for fact, remedy in ((NOT_DIVERGED, "raise end_lr"), (FALLS_AT_ONCE, "lower start_lr")):
+        reason = reason.replace(f"{fact}: {remedy}", f"{fact} in the closer look: raise num_it")
+    if math.isfinite(judged.lr) and not dense(first) and FEW_STEPS not in reason:
+        reason = "; ".join(filter(None, (reason, FEW_STEPS)))
+    confidence = "low" if reason and judged.confidence == "high" else judged.confidence
+    return replace(judged, confidence=confidence, reason=reason)
+
+
+def dense(lrs: Any) -> bool:
+    """Tell whether there are at least six learning rates to a decade."""
+    return len(lrs) > DENSE * math.log10(lrs[-1] / lrs[0])
 
 
 def bracket(lrs: Any, losses: Any) -> tuple[float, float] | None:
@@ -130,6 +158,8 @@ def agreed(judged: Suggestion, sweeps: Sequence[Suggestion]) -> Suggestion:
     high = min(judged.band[1], *(one.band[1] for one in found))
     apart = math.log10(max(one.lr for one in found) / min(one.lr for one in found))
     reasons = [judged.reason] if judged.reason else []
+    if len(found) < len(sweeps):
+        reasons.append(f"only {len(found)} of {len(sweeps)} sweeps show a descent: raise num_it")
     if apart > APART:
         reasons.append(f"the sweeps lie {apart:.1f} decades apart: raise num_it or n_sweeps")
     return replace(
@@ -146,7 +176,7 @@ def _seen(x: Array, y: Array, faint: float) -> tuple[Descent, float, bool] | Non
     for width in widths(x):
         descent = descent_of(x, y, width)
         noise = noise_left(y, descent, width)
-        if descent.bottom > 0 and descent.drop > max(faint * noise, 1e-3 * abs(descent.level)):
+        if descent.bottom > 0 and descent.drop > max(faint * noise, 1e-6 * abs(descent.level)):
             return descent, width, descent.drop > CLEAR * noise
     return None
 
@@ -163,13 +193,17 @@ def _found(descent: Descent, width: float, clear: bool, *, ended: bool) -> Sugge
     reasons = [
         reason
         for holds, reason in (
-            (reached, "the loss did not diverge: raise end_lr"),
+            (reached, f"{NOT_DIVERGED}: raise end_lr"),
+            (
+                not ended or lost is not None,
+                "the loss stops being finite before it rises: check the data",
+            ),
             (clear, "the descent is hardly above the noise: raise num_it or the batch size"),
             (
                 math.log10(onset) > descent.x[n // 10],
-                "it falls from the first step: lower start_lr",
+                f"{FALLS_AT_ONCE}: lower start_lr",
             ),
-            (n > DENSE * (descent.x[-1] - descent.x[0]), "few steps for the range: raise num_it"),
+            (dense(10.0**descent.x), FEW_STEPS),
         )
         if not holds
     ]
@@ -186,4 +220,4 @@ def _found(descent: Descent, width: float, clear: bool, *, ended: bool) -> Sugge
 
 def nothing(reason: str) -> Suggestion:
     """Return that there is no suggestion, and why."""
-    return Suggestion(NAN, (NAN, NAN), "none", reason, dict.fromkeys(LANDMARKS, NAN))
+    return Suggestion(NAN, (NAN, NAN), "none", reason)

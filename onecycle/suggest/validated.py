@@ -8,7 +8,7 @@ import numpy as np
 
 from onecycle.smoothing import Array, local_lines
 from onecycle.suggest.descent import finite_prefix
-from onecycle.suggest.sweep import FAINT, MIN_POINTS, MOSTLY, NAN, Suggestion, nothing
+from onecycle.suggest.sweep import FAINT, MIN_POINTS, MOSTLY, Suggestion, nothing
 
 RISEN = 0.95  # share of the rise of a score
 LINEAR_WIDTH = 0.06  # of the range, deviation of the kernel
@@ -32,12 +32,11 @@ def race(rounds: Sequence[Mapping[float, float]], start: float) -> Suggestion:
         {lr: loss if math.isfinite(loss) else math.inf for lr, loss in entries.items()}
         for entries in rounds
     ]
-    leaders = [min(entries, key=lambda lr: entries[lr]) for entries in losses]
+    leaders = [min(entries, key=entries.__getitem__) for entries in losses]
     winner = leaders[-1]
-    best = losses[-1][winner]
-    if not best < start:
+    if not losses[-1][winner] < start:
         said = f"no rate lowered the validation loss, {start:.3g} before: keep the model as it is"
-        return Suggestion(NAN, (NAN, NAN), "none", said)
+        return nothing(said)
     everyone, second = sorted(losses[0]), sorted(losses[1]) if len(losses) > 1 else [winner]
     reasons = []
     if winner in (everyone[0], everyone[-1]) and len(everyone) > 1:
@@ -64,6 +63,8 @@ def range_test(lrs: Any, scores: Any) -> Suggestion:
     x, y = finite_prefix(lrs, scores)
     if len(y) < MIN_POINTS:
         return nothing(f"only {len(y)} finite scores, {MIN_POINTS} are needed: raise num_it")
+    if not np.all(np.diff(x) > 0):
+        return nothing("the learning rates do not rise")
     curve = smooth_linear(x, y)
     residuals = np.abs(y - curve)
     top = int(np.argmax(curve))
@@ -77,7 +78,7 @@ def range_test(lrs: Any, scores: Any) -> Suggestion:
 
     fallen = np.flatnonzero(curve[top:] < curve[top] - (1.0 - RISEN) * rise)
     high = float(x[top + fallen[0]]) if len(fallen) else float(x[-1])
-    said = "" if len(fallen) else "the score did not fall again: raise end_lr"
+    said = "" if len(fallen) else "the score did not fall again: more may be possible"
     return Suggestion(
         lr=float(x[reached(RISEN)]),
         band=(float(x[reached(MOSTLY)]), high),
