@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from onecycle.trainer import Trainer
 
 METHODS = ("sweep", "race", "linear")
-CLOSER = 3  # steps of the closer look over those of the sweep
+CLOSER = 2  # steps of the closer look over those of the sweep
 NEXT = 10**0.5  # from one entry of a race to the next
 FIELD = tuple(NEXT**k for k in range(-2, 3))  # entries of a race, over its centre
 FURTHER = 3  # entries that a race may add beyond its edge
@@ -210,8 +210,9 @@ def _centre(learn: Trainer, found: LRFind) -> float:
 
 def _sample(learn: Trainer) -> list[Any]:
     """Read the batches to judge on once, and leave the loader as it was."""
-    with learn.looking(learn.data.valid):
-        return list(Sample(learn.data.valid or []))
+    valid: Iterable[Any] = () if learn.data.valid is None else learn.data.valid
+    with learn.looking(valid):
+        return list(Sample(valid))
 
 
 def _score(

@@ -55,7 +55,7 @@ class LRFind(float):
         losses = rows[0] if len(rows) == 1 else suggest.pooled(rows)
         judged = own = suggest.suggest(lrs, losses)
         if closeup is not None:
-            judged = suggest.refined(lrs, closeup.suggestion)
+            judged = suggest.refined(own, closeup.suggestion, lrs)
         elif len(rows) > 1:
             judged = suggest.agreed(judged, [suggest.suggest(lrs[: len(r)], r) for r in rows])
         self = super().__new__(cls, judged.lr)
@@ -73,7 +73,7 @@ class LRFind(float):
 
     @property
     def band(self) -> tuple[float, float]:
-        """Learning rates that should do as well as the suggestion."""
+        """From half of the suggestion to a third of the divergence: rates that cost little."""
         return self.suggestion.band
 
     @property

@@ -17,6 +17,7 @@ from onecycle.callback import (
 from onecycle.callbacks.lr_finder import LRFinder
 from onecycle.callbacks.scheduler import OneCycleScheduler, Plan
 from onecycle.callbacks.torch_scheduler import TorchScheduler
+from onecycle.display import surface
 from onecycle.found import LRFind, LROverlay
 from onecycle.optimizers import LR
 from onecycle.schedules import (
@@ -347,8 +348,8 @@ class Learner(Trainer):
 
         Model, optimizer, generators, loader and history are restored bit for bit, also after an
         error or Ctrl-C, and no file is written. Callbacks do not run, so batches must fit the model
-        as they come. A notebook shows the picture, but not within `no_logging()`; elsewhere, or
-        again, `learn.recorder.plot()` draws it.
+        as they come. A notebook shows the picture, a terminal or a log a line with the answer, but
+        not within `no_logging()`; `learn.recorder.plot()` draws the picture again.
 
         Args:
             start_lr: the first learning rate.
@@ -363,7 +364,7 @@ class Learner(Trainer):
                 metric of the learner's, else by the loss. Both judge on about 2,000 samples.
             n_sweeps: sweeps from the same weights over other batches, of which the median counts;
                 a race and a range test are held once.
-            refine: sweep once more, slower, in up to 3 `num_it` steps, from a tenth of where the
+            refine: sweep once more, slower, in up to 2 `num_it` steps, from a third of where the
                 descent began to four times the divergence, and judge that.
             wd: weight decay; several are compared, and the answer is an `LROverlay`.
             moms: the same for momentum, or the first of the betas.
@@ -392,8 +393,10 @@ class Learner(Trainer):
         else:
             found = search(fixed)
         self.recorder.lr_find = found
-        if show_plot and plot.in_notebook() and self.display.table:
-            found.plot()
+        if self.display.table:
+            surface().line(f"lr_find: {found!r}")
+            if show_plot and plot.in_notebook():
+                found.plot()
         return found
 
     def lr_at(

@@ -99,14 +99,15 @@ def window(raw: Array, curve: Array) -> tuple[float, float]:
 
 
 def _answer(found: LRFind, ax: Axes) -> None:
-    """Draw suggestion and band, or say why there are none."""
-    if np.isnan(found):
+    """Draw suggestion and band, and say why they are not to be trusted, or not there."""
+    if np.isfinite(found):
+        band: dict[str, Any] = {"color": "C1", "alpha": 0.15, "label": "band"}
+        ax.axvspan(*found.band, **band)
+        ax.axvline(float(found), color="C1", linewidth=1.8, label=f"suggestion {found:.2e}")
+    if found.reason:
+        head = "no suggestion" if np.isnan(found) else f"{found.confidence} confidence"
         letters = int(ax.get_window_extent().width / ax.figure.dpi * LETTERS)
-        ax.set_title(fill("no suggestion: " + found.reason, max(20, letters)), fontsize=8)
-        return
-    band: dict[str, Any] = {"color": "C1", "alpha": 0.15, "label": "band"}
-    ax.axvspan(*found.band, **band)
-    ax.axvline(float(found), color="C1", linewidth=1.8, label=f"suggestion {found:.2e}")
+        ax.set_title(fill(f"{head}: {found.reason}", max(20, letters)), fontsize=8)
 
 
 def _finish(ax: Axes) -> Axes:

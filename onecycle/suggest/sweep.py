@@ -20,17 +20,19 @@ from onecycle.suggest.descent import (
 )
 
 # Chosen on one half of the tasks of tests/benchmarks/lr_find_regret.py; RESULTS.md has the other.
-MOSTLY, SETTLED = 0.75, 0.95  # shares of the descent
+SETTLED = 0.95  # share of the descent
 GIVE_BACK = 0.25  # share of the descent that is lost again where the curve counts as diverging
-EDGE = 1.5  # how far below the divergence a rate must stay
+SAFE = 2.0  # how far the suggestion stays below the mean of its landmarks, and the band below it
+EDGE = 3.0  # how far the band stays below the divergence
 FAINT, CLEAR = 12.0, 24.0  # descent over the noise that is left in the smoothed curve
-CLOSE = (10.0, 4.0)  # how far a closer look goes below the onset and beyond the divergence
+CLOSE = (3.0, 4.0)  # how far a closer look goes below the onset and beyond the divergence
 APART = 0.3  # decades
 MIN_POINTS = 10
 DENSE = 6.0  # points in a decade
 RISING = 4.0  # standard deviations between the first losses and the next
-NOT_DIVERGED = "the loss did not diverge"
-FALLS_AT_ONCE = "the loss falls from the first step"
+NOT_DIVERGED = "the loss did not diverge: raise end_lr"
+FALLS_AT_ONCE = "the loss falls from the first step on: lower start_lr"
+RISES_AT_ONCE = "the loss rises from the first step on: lower start_lr"
 FEW_STEPS = "few steps for the range: raise num_it"
 NO_DESCENT = (
     "no descent: already trained, frozen, or the range is too small; keep the last max_lr or use "
@@ -61,9 +63,9 @@ class Suggestion:
 def suggest(lrs: Any, losses: Any) -> Suggestion:
     """Return the suggestion of a sweep; it never raises on a short, flat or ragged curve.
 
-    lr = sqrt(steepest divergence), at most divergence / 1.5: the geometric mean of where the loss
-    falls fastest and where a quarter of the descent is lost again. The band goes from where three
-    quarters of the descent are done, or lr where that is lower, to divergence / 1.5.
+    lr = sqrt(settled divergence) / 2: half of the geometric mean of where 95 % of the descent are
+    done and where a quarter of it is lost again. The band goes from lr / 2 to divergence / 3, or to
+    lr where that is higher.
 
     Args:
         lrs: rising learning rates.
@@ -83,29 +85,48 @@ def suggest(lrs: Any, losses: Any) -> Suggestion:
         return nothing("the learning rates do not rise")
     seen = _seen(x, y, FAINT)
     if seen is not None:
-        return _found(*seen, ended=ended)
+        found = _found(*seen, ended=ended)
+        return _doubted(found, RISES_AT_ONCE) if _rises(y) else found
     if ended:
         reason = f"the loss stops being finite at {x[-1]:.1e} without having fallen: check the data"
         return nothing(reason)
-    head, next_ = np.array_split(y, len(y) // max(MIN_POINTS // 2, len(y) // 10))[:2]
-    if float(np.median(next_)) > float(np.median(head)) + RISING * float(np.std(head)):
-        return nothing("the loss rises from the first step on: lower start_lr")
+    if _rises(y):
+        return nothing(RISES_AT_ONCE)
     return nothing(NO_DESCENT if dense(x) else FEW_STEPS)
 
 
-def refined(first: Any, judged: Suggestion) -> Suggestion:
-    """Return what a closer look says, `judged`, with reasons that fit the `first` sweep.
+def refined(first: Suggestion, closeup: Suggestion, lrs: Any) -> Suggestion:
+    """Return what a closer look says, with reasons that fit the first sweep, over `lrs`.
 
-    The user did not choose the range of the closer look; and it is trusted less if the first
-    learning rates were sparse.
+    The user did not choose the range of the closer look, only that of the first sweep.
     """
-    reason = judged.reason
-    for fact, remedy in ((NOT_DIVERGED, "raise end_lr"), (FALLS_AT_ONCE, "lower start_lr")):
-        reason = reason.replace(f"{fact}: {remedy}", f"{fact} in the closer look: raise num_it")
-    if math.isfinite(judged.lr) and not dense(first) and FEW_STEPS not in reason:
-        reason = "; ".join(filter(None, (reason, FEW_STEPS)))
-    confidence = "low" if reason and judged.confidence == "high" else judged.confidence
-    return replace(judged, confidence=confidence, reason=reason)
+    ends = (NOT_DIVERGED, FALLS_AT_ONCE, RISES_AT_ONCE)
+    reasons = [reason for reason in _reasons(closeup) if reason not in ends]
+    reasons += [reason for reason in _reasons(first) if reason in ends]
+    if NOT_DIVERGED in _reasons(closeup) and NOT_DIVERGED not in reasons:
+        reasons.append("the loss did not diverge in the closer look: raise num_it")
+    if math.isfinite(closeup.lr) and not dense(lrs) and FEW_STEPS not in reasons:
+        reasons.append(FEW_STEPS)
+    confidence = closeup.confidence
+    if math.isfinite(closeup.lr):
+        confidence = "low" if reasons else "high"
+    return replace(closeup, confidence=confidence, reason="; ".join(reasons))
+
+
+def _doubted(judged: Suggestion, reason: str) -> Suggestion:
+    reasons = [*_reasons(judged), reason]
+    return replace(judged, confidence="low", reason="; ".join(reasons))
+
+
+def _reasons(judged: Suggestion) -> list[str]:
+    return judged.reason.split("; ") if judged.reason else []
+
+
+def _rises(losses: Array) -> bool:
+    """Tell whether the loss rises out of its noise at once."""
+    tenth = max(MIN_POINTS // 2, len(losses) // 10)
+    head, after = losses[:tenth], losses[tenth : 2 * tenth]
+    return float(np.median(after)) > float(np.median(head)) + RISING * float(np.std(head))
 
 
 def dense(lrs: Any) -> bool:
@@ -116,7 +137,7 @@ def dense(lrs: Any) -> bool:
 def bracket(lrs: Any, losses: Any) -> tuple[float, float] | None:
     """Return where a sweep is worth a closer look; None where not even a faint descent is seen.
 
-    From a tenth of where the descent begins, but not below the sweep, to four times the divergence.
+    From a third of where the descent begins, but not below the sweep, to four times the divergence.
     """
     x, y = finite_prefix(lrs, losses)
     seen = _seen(x, y, FAINT / 2) if len(y) >= MIN_POINTS and rise(x) else None
@@ -131,15 +152,17 @@ def bracket(lrs: Any, losses: Any) -> tuple[float, float] | None:
 def pooled(sweeps: Sequence[Any]) -> Array:
     """Return the median loss of several sweeps at each learning rate, as far as the longest goes.
 
-    A sweep that has ended counts as infinite, so that the median is finite while more than half of
-    them go on.
+    A sweep that was stopped counts on with its last loss, one that ended in a loss that is not
+    finite as infinite; the median is finite while more than half of them are.
 
     >>> pooled([[3.0, 2.0, 9.0], [3.2, 1.8], [2.8, 1.9, 5.0]]).tolist()
-    [3.0, 1.9, 9.0]
+    [3.0, 1.9, 5.0]
     """
-    rows = np.full((len(sweeps), max(map(len, sweeps))), np.inf)
+    rows = np.empty((len(sweeps), max(map(len, sweeps))))
     for row, losses in zip(rows, sweeps, strict=True):
-        row[: len(losses)] = np.where(np.isfinite(losses), losses, np.inf)
+        row[:] = losses[-1]
+        row[: len(losses)] = losses
+    rows[~np.isfinite(rows).cumprod(axis=1).astype(bool)] = np.inf
     # Between a number and infinity there is no mean.
     middle = np.sort(rows, axis=0)
     high, low = middle[len(rows) // 2], middle[(len(rows) - 1) // 2]
@@ -187,13 +210,13 @@ def _found(descent: Descent, width: float, clear: bool, *, ended: bool) -> Sugge
     onset = descent.done(BEGUN)
     end = float(10.0 ** descent.x[-1]) if lost is None else lost
     reached = ended or lost is not None
-    steepest, high = descent.steepest, end / EDGE
-    lr = min(math.sqrt(steepest * end), high)
+    settled = descent.done(SETTLED)
+    lr = math.sqrt(settled * end) / SAFE
     n = len(descent.x)
     reasons = [
         reason
         for holds, reason in (
-            (reached, f"{NOT_DIVERGED}: raise end_lr"),
+            (reached, NOT_DIVERGED),
             (
                 not ended or lost is not None,
                 "the loss stops being finite before it rises: check the data",
@@ -201,16 +224,16 @@ def _found(descent: Descent, width: float, clear: bool, *, ended: bool) -> Sugge
             (clear, "the descent is hardly above the noise: raise num_it or the batch size"),
             (
                 math.log10(onset) > descent.x[n // 10],
-                f"{FALLS_AT_ONCE}: lower start_lr",
+                FALLS_AT_ONCE,
             ),
             (dense(10.0**descent.x), FEW_STEPS),
         )
         if not holds
     ]
-    places = (onset, steepest, descent.done(SETTLED), descent.minimum, end if reached else NAN)
+    places = (onset, descent.steepest, settled, descent.minimum, end if reached else NAN)
     return Suggestion(
         lr=lr,
-        band=(min(descent.done(MOSTLY), lr), high),
+        band=(lr / SAFE, max(lr, end / EDGE)),
         confidence="low" if reasons else "high",
         reason="; ".join(reasons),
         points=dict(zip(LANDMARKS, places, strict=True)),

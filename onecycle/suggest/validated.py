@@ -8,9 +8,9 @@ import numpy as np
 
 from onecycle.smoothing import Array, local_lines
 from onecycle.suggest.descent import finite_prefix
-from onecycle.suggest.sweep import FAINT, MIN_POINTS, MOSTLY, Suggestion, nothing
+from onecycle.suggest.sweep import FAINT, MIN_POINTS, Suggestion, nothing
 
-RISEN = 0.95  # share of the rise of a score
+MOSTLY, RISEN = 0.75, 0.95  # shares of the rise of a score
 LINEAR_WIDTH = 0.06  # of the range, deviation of the kernel
 
 
@@ -40,7 +40,7 @@ def race(rounds: Sequence[Mapping[float, float]], start: float) -> Suggestion:
     everyone, second = sorted(losses[0]), sorted(losses[1]) if len(losses) > 1 else [winner]
     reasons = []
     if winner in (everyone[0], everyone[-1]) and len(everyone) > 1:
-        reasons.append("the winner is at the edge of what was tried: widen start_lr and end_lr")
+        reasons.append("the winner is at the edge of what was tried: race again from there")
     if len(set(leaders)) > 1:
         reasons.append("the rounds differ on who leads: raise num_it")
     return Suggestion(
@@ -67,8 +67,12 @@ def range_test(lrs: Any, scores: Any) -> Suggestion:
         return nothing("the learning rates do not rise")
     curve = smooth_linear(x, y)
     residuals = np.abs(y - curve)
-    top = int(np.argmax(curve))
-    first = float(curve[: top + 1].min())
+    first = float(curve[0])
+    # A model that broke down and recovers has risen, too; only what comes before counts.
+    best = np.maximum.accumulate(curve)
+    broken = np.flatnonzero(best - curve > (best - first) / 2)
+    end = next((i for i in broken if best[i] - first > (float(curve.max()) - first) / 2), len(y))
+    top = int(np.argmax(curve[:end]))
     rise = float(curve[top]) - first
     if rise <= FAINT / 2 * 1.4826 * float(np.median(residuals)) or not top:
         return nothing("the score does not rise above its noise: raise num_it, or change end_lr")

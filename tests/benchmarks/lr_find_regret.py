@@ -34,8 +34,8 @@ DEFAULTS = {"sgd": 0.1, "adamw": 1e-3}
 RANGES = {
     "usual": (1e-7, 10.0, 100),
     "lightning": (1e-8, 1.0, 100),
-    "usual, 400 steps": (1e-7, 10.0, 400),
-    "lightning, 400 steps": (1e-8, 1.0, 400),
+    "usual, 300 steps": (1e-7, 10.0, 300),
+    "lightning, 300 steps": (1e-8, 1.0, 300),
 }
 COSTLY = 3  # repeats of what costs three searches or more
 
@@ -183,10 +183,10 @@ def ignite_rule(curve: Curve) -> Answer:
 
 
 def middle(curve: Curve) -> Answer:
-    """sqrt(steepest divergence) within the range, the rule to start from."""
+    """sqrt(steepest divergence), the rule that this one began with."""
     points = suggest.suggest(*curve).points
     low, high = points["steepest"], points["divergence"]
-    return min(math.sqrt(low * high), high / 1.5) if math.isfinite(low * high) else NAN
+    return math.sqrt(low * high) if math.isfinite(low * high) else NAN
 
 
 def _spread(rule: Callable[..., Answer], curve: Curve) -> Answer:
@@ -211,7 +211,7 @@ def others() -> dict[str, tuple[str, Callable[[Curve], Answer]]]:
     except ImportError as error:
         print(f"without the rules of other packages: {error}; pip install -e .[bench]")
     longer = {
-        f"{name}, 400 steps": (f"{sweep}, 400 steps", rule) for name, (sweep, rule) in rules.items()
+        f"{name}, 300 steps": (f"{sweep}, 300 steps", rule) for name, (sweep, rule) in rules.items()
     }
     return rules | longer
 
