@@ -17,7 +17,7 @@ from matplotlib import pyplot as plt
 from torch import nn
 from torch.utils.data import ConcatDataset, DataLoader, Dataset, IterableDataset, TensorDataset
 
-from onecycle import Callback, DataLoaders, Learner, LRFinder, accuracy, finder, state
+from onecycle import Callback, DataLoaders, Learner, LRFind, LRFinder, accuracy, finder, state
 from onecycle import suggest as rules
 
 OPTIMIZERS = {"sgd": sgd, "adamw": torch.optim.AdamW}
@@ -927,12 +927,12 @@ def test_a_race_cycles_momentum_where_none_is_given(learn):
 
 
 def test_a_race_goes_on_until_its_winner_lies_between_two_losers(data):
-    learn = Learner(data, plain(), opt_func=partial(torch.optim.SGD, momentum=0.9, lr=1e-5))
-    # Without a suggestion the centre is far too low.
-    found = learn.lr_find(1e-7, 1.0, num_it=10, method="race", refine=False, stop_div=False)
-    first = found.rounds[0]
-    assert len(first) > 5 or min(first) < min(first, key=first.get) < max(first)
-    assert len(first) <= 8
+    learn = Learner(data, plain(), opt_func=partial(torch.optim.SGD, momentum=0.9, lr=1e-4))
+    unknown = LRFind([0.1], [2.3])
+    found = finder._race(learn, unknown, LRFinder(1e-7, 1.0, num_it=20), {})
+    expected = [1e-4 * 10 ** (k / 2) for k in range(-2, 3 + finder.FURTHER)]
+    assert sorted(found.rounds[0]) == pytest.approx(expected)
+    assert "edge" in found.reason
 
 
 @pytest.mark.parametrize("notebook", [True, False])
