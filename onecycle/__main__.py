@@ -62,7 +62,6 @@ def _learner(data: DataLoaders, options: argparse.Namespace) -> Learner:
 
 def _find_lr(learn: Learner) -> float:
     found = learn.lr_find()
-    print(f"lr_find: {found!r}")
     if found.confidence == "none":
         raise ValueError("lr_find has no suggestion: give --lr")
     return float(found)

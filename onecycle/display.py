@@ -42,6 +42,9 @@ class Surface:
     def move(self, done: int, loss: str, lr: str, left: float | None) -> None:
         """Move the bar to `done` batches; the run has `left` seconds to go, if that is known."""
 
+    def line(self, text: str) -> None:
+        """Show a line of text, where lines are shown."""
+
     def end(self) -> None:
         """Leave the finished table, and no bar."""
 
@@ -65,6 +68,10 @@ class Terminal(Surface):
         for line in table_lines(row, self._names):
             print(line, flush=True)
         self._names = list(row)
+
+    def line(self, text: str) -> None:
+        """Print it."""
+        print(text, flush=True)
 
     def open(self, label: str, total: int) -> None:
         """Show tqdm's line."""

@@ -6,7 +6,7 @@ Each trains aside, on the learner's own step and data, and leaves no trace.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
+from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -19,15 +19,18 @@ from onecycle.callbacks.progress import SweepBar
 from onecycle.callbacks.range_test import RangeTest
 from onecycle.callbacks.scheduler import OneCycleScheduler
 from onecycle.found import LRFind, LRRace, LRRangeTest
+from onecycle.metrics import Metric, accuracy
 
 if TYPE_CHECKING:
     from onecycle.trainer import Trainer
 
 METHODS = ("sweep", "race", "linear")
-CLOSER = 3  # steps of the closer look over those of the sweep
-FIELD = (-1.0, -0.5, 0.0, 0.5, 1.0)  # decades around the centre of a race
+CLOSER = 2  # steps of the closer look over those of the sweep
+NEXT = 10**0.5  # from one entry of a race to the next
+FIELD = tuple(NEXT**k for k in range(-2, 3))  # entries of a race, over its centre
 FURTHER = 3  # entries that a race may add beyond its edge
-ENOUGH = 2000  # samples on which validation is judged
+BEYOND = 2.0  # the last rate of a range test over the divergence
+ENOUGH, FEWEST = 2000, 4  # samples on which validation is judged, batches that hold them
 
 
 def find(
@@ -62,25 +65,45 @@ def find(
     return found
 
 
+def check(learn: Trainer, method: str) -> None:
+    """Refuse a method that needs validation data where there is none."""
+    checks.choice("method", method, METHODS)
+    if method != "sweep" and learn.data.valid is None:
+        raise ValueError(f"method={method!r} judges on validation data, and this learner has none")
+
+
 def values_of(name: str, given: Any, opt: torch.optim.Optimizer) -> list[float]:
-    """Return the values of wd or moms to compare, one for a number; none for None."""
-    key = "wd" if name == "wd" else "mom"
+    """Return the values of wd or moms for a search, one for a number; none for None."""
     if given is None:
         return []
-    several = isinstance(given, Sequence) and not isinstance(given, str)
-    values = list(given) if several or getattr(given, "ndim", 0) == 1 else [given]
+    key = "wd" if name == "wd" else "mom"
+    values = list(given) if is_several(given) else [given]
     if not values:
         raise ValueError(f"{name} must hold at least one value")
     if not optimizers.has(opt, key):
         raise ValueError(f"{name}: {type(opt).__name__} has no such hyper-parameter")
     top: dict[str, Any] = {} if key == "wd" else {"high": 1.0, "open_high": True}
-    return [checks.real(name, value, low=0.0, **top) for value in values]
+    numbers = [checks.real(name, value, low=0.0, **top) for value in values]
+    if len(set(numbers)) < len(numbers):
+        raise ValueError(f"{name} must hold different values, got {numbers}")
+    return numbers
+
+
+def is_several(given: Any) -> bool:
+    """Tell whether `given` is a list or array of values, and not one of them."""
+    return isinstance(given, Iterable) and not isinstance(given, str) and given_ndim(given) != 0
+
+
+def given_ndim(given: Any) -> int:
+    """The number of dimensions; a list has one."""
+    return int(getattr(given, "ndim", 1))
 
 
 class Sample:
     """Batches of a loader at even distances that hold about `ENOUGH` samples together.
 
-    The first ones would not do: many a validation set is sorted by class.
+    The first ones would not do: many a validation set is sorted by class. So there are at least
+    `FEWEST` batches, or all.
     """
 
     def __init__(self, loader: Iterable[Any]) -> None:
@@ -88,11 +111,15 @@ class Sample:
 
     def __iter__(self) -> Iterator[Any]:
         """Yield every k-th batch."""
-        length = len(self.loader) if isinstance(self.loader, Sized) else 0
+        try:
+            length = len(self.loader)  # type: ignore[arg-type] # a stream has none
+        except TypeError:
+            length = 0
         every = 1
         for i, batch in enumerate(self.loader):
             if i == 0:
-                every = max(1, length * batches.samples(batch) // ENOUGH)
+                enough = length * batches.samples(batch) // ENOUGH
+                every = max(1, min(enough, length // FEWEST))
             if i % every == 0:
                 yield batch
 
@@ -114,58 +141,58 @@ def _sweep(
 
 def _race(learn: Trainer, found: LRFind, sweep: LRFinder, values: Mapping[str, float]) -> LRRace:
     """Race a few learning rates around `found`; every round halves the field, doubles the cycle."""
-    valid = _validation(learn, "race")
-    steps, low, high = sweep.num_it, sweep.start_lr, sweep.end_lr
+    sample = _sample(learn)
+    moms = (0.95, 0.85) if "mom" not in values and optimizers.has_momentum(learn.opt) else None
 
-    def loss(steps: int, lr: float) -> float:
+    def cycle(steps: int, lr: float) -> float:
+        """The validation loss after a cycle; infinite after one that diverged."""
         with learn.rehearsal(values) as rehearse:
-            moms = (
-                None if "mom" in values or not optimizers.has_momentum(learn.opt) else (0.95, 0.85)
-            )
-            bar = _bar(learn, f"race {lr:.0e}", steps)
-            schedule = OneCycleScheduler(lr, moms)
-            scores: dict[str, float] = rehearse(
-                steps, [schedule, *bar], then=lambda: learn.evaluate(valid)
-            )
-        return scores["valid_loss"]
+            callbacks = [OneCycleScheduler(lr, moms), *_bar(learn, f"race {lr:.0e}", steps)]
+            loss: float = rehearse(steps, callbacks, lambda: _score(learn, sample)["valid_loss"])
+        return loss if math.isfinite(loss) else math.inf
 
-    start = learn.evaluate(valid)["valid_loss"]
-    centre, step = _centre(learn, found), 10.0 ** (FIELD[1] - FIELD[0])
-    field = [lr for lr in (centre * 10.0**decades for decades in FIELD) if low <= lr <= high]
+    start = _score(learn, sample)["valid_loss"]
+    if not math.isfinite(start):
+        raise ValueError(f"valid_loss is {start} before training: check the validation data")
+    centre, low, high = _centre(learn, found), sweep.start_lr, sweep.end_lr
+    field = [centre * ratio for ratio in FIELD if low <= centre * ratio <= high]
     if not field:
         raise ValueError(f"start_lr and end_lr leave no rate to race, {low:g} to {high:g}")
-    first = {lr: loss(steps, lr) for lr in field}
+    steps = sweep.num_it
+    first = {lr: cycle(steps, lr) for lr in field}
     for _ in range(FURTHER):
         # The winner is to lie between two losers.
-        best, step = (
-            min(first, key=lambda lr: _order(first[lr])),
-            10.0 ** float(FIELD[1] - FIELD[0]),
-        )
-        beyond = {max(first): best * step, min(first): best / step}.get(best)
-        if beyond is None or not low <= beyond <= high:
+        best = min(first, key=lambda lr: first[lr])
+        beyond = best * NEXT if best == max(first) else best / NEXT
+        if min(first) < best < max(first) or not low <= beyond <= high:
             break
-        first[beyond] = loss(steps, beyond)
+        first[beyond] = cycle(steps, beyond)
     rounds = [first]
     while len(rounds[-1]) > 2:
-        leaders = sorted(rounds[-1], key=lambda lr: _order(rounds[-1][lr]))
+        leaders = sorted(rounds[-1], key=lambda lr: rounds[-1][lr])
         steps *= 2
-        rounds.append({lr: loss(steps, lr) for lr in leaders[: len(leaders) // 2]})
+        rounds.append({lr: cycle(steps, lr) for lr in leaders[: max(2, len(leaders) // 2)]})
     return LRRace(rounds, start, sweep.num_it)
 
 
 def _range_test(
     learn: Trainer, found: LRFind, sweep: LRFinder, values: Mapping[str, float]
 ) -> LRRangeTest:
-    """Test from start_lr to where the sweep `found` diverged, or else to end_lr."""
-    valid = _validation(learn, "linear")
-    name = "accuracy" if "accuracy" in learn.metrics else "-valid_loss"
+    """Test from start_lr to beyond where the sweep `found` diverged, within end_lr."""
+    sample = _sample(learn)
+    counted = {
+        name: metric
+        for name, metric in learn.metrics.items()
+        if metric is accuracy or name == "accuracy"
+    }
+    name = next(iter(counted), "-valid_loss")
 
     def score() -> float:
-        scores = learn.evaluate(valid)
-        return scores["accuracy"] if name == "accuracy" else -scores["valid_loss"]
+        scores = _score(learn, sample, counted)
+        return scores[name] if counted else -scores["valid_loss"]
 
-    last = found.points["divergence"]
-    end_lr = last if math.isfinite(last) else float(found.lrs[-1])
+    beyond = BEYOND * found.points["divergence"]
+    end_lr = min(beyond, sweep.end_lr) if math.isfinite(beyond) else float(found.lrs[-1])
     test = RangeTest(sweep.start_lr, end_lr, sweep.num_it, score)
     with learn.rehearsal(values) as rehearse:
         rehearse(test.num_it, [test, *_bar(learn, "range test", test.num_it)])
@@ -181,14 +208,17 @@ def _centre(learn: Trainer, found: LRFind) -> float:
     return float(last.max()) if len(last) else optimizers.read(learn.opt, "lr")
 
 
-def _order(loss: float) -> float:
-    return loss if math.isfinite(loss) else math.inf
+def _sample(learn: Trainer) -> list[Any]:
+    """Read the batches to judge on once, and leave the loader as it was."""
+    valid: Iterable[Any] = () if learn.data.valid is None else learn.data.valid
+    with learn.looking(valid):
+        return list(Sample(valid))
 
 
-def _validation(learn: Trainer, method: str) -> Sample:
-    if learn.data.valid is None:
-        raise ValueError(f"method={method!r} judges on validation data, and this learner has none")
-    return Sample(learn.data.valid)
+def _score(
+    learn: Trainer, sample: list[Any], counted: Mapping[str, Metric] | None = None
+) -> dict[str, float]:
+    return learn.evaluate(sample, metrics=counted or {})
 
 
 def _bar(learn: Trainer, label: str, steps: int) -> list[Callback]:

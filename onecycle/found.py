@@ -45,13 +45,18 @@ class LRFind(float):
     sweeps: tuple[Array, ...]
     closeup: LRFind | None = None
     suggestion: Suggestion
+    _width: float
 
     def __new__(cls, lrs: Any, *sweeps: Any, closeup: LRFind | None = None) -> LRFind:
         """Judge the curve."""
+        if not sweeps:
+            raise ValueError("sweeps must hold the losses of at least one sweep")
         rows = tuple(np.asarray(row, dtype=np.float64) for row in sweeps)
         losses = rows[0] if len(rows) == 1 else suggest.pooled(rows)
-        judged = suggest.suggest(lrs, losses) if closeup is None else closeup.suggestion
-        if len(rows) > 1 and closeup is None:
+        judged = own = suggest.suggest(lrs, losses)
+        if closeup is not None:
+            judged = suggest.refined(own, closeup.suggestion, lrs)
+        elif len(rows) > 1:
             judged = suggest.agreed(judged, [suggest.suggest(lrs[: len(r)], r) for r in rows])
         self = super().__new__(cls, judged.lr)
         self.lrs = np.asarray(lrs, dtype=np.float64)
@@ -59,6 +64,7 @@ class LRFind(float):
         self.sweeps = rows
         self.closeup = closeup
         self.suggestion = judged
+        self._width = own.width
         return self
 
     def __getnewargs_ex__(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -67,7 +73,7 @@ class LRFind(float):
 
     @property
     def band(self) -> tuple[float, float]:
-        """Learning rates that should do as well as the suggestion."""
+        """From half of the suggestion to a third of the divergence: rates that cost little."""
         return self.suggestion.band
 
     @property
@@ -91,16 +97,22 @@ class LRFind(float):
 
     @property
     def smoothed(self) -> Array:
-        """The losses without their noise, up to the first that is not finite."""
+        """The losses without their noise and explosion, up to the first that is not finite."""
         lrs, losses = suggest.finite_prefix(self.lrs, self.losses)
-        return suggest.smooth(lrs, losses, self.suggestion.width) if len(lrs) > 1 else losses
+        if len(lrs) < 2 or lrs[0] <= 0:
+            return losses
+        return suggest.smooth(lrs, suggest.capped(losses), self._width)
+
+    @property
+    def judged(self) -> LRFind:
+        """The sweep that the suggestion is read off: the closer look where there is one."""
+        return self if self.closeup is None else self.closeup
 
     @property
     def curve(self) -> dict[str, Array]:
-        """The sweep as columns of one length, for a DataFrame: lr, loss and smoothed."""
-        smoothed = np.full(len(self.lrs), math.nan)
-        smoothed[: len(self.smoothed)] = self.smoothed
-        return {"lr": self.lrs, "loss": self.losses, "smoothed": smoothed}
+        """All steps as columns of one length, for a DataFrame: sweep (1, 2), lr, loss, smoothed."""
+        sweeps = [self] if self.closeup is None else [self, self.closeup]
+        return _stacked("sweep", {k: _columns(one) for k, one in enumerate(sweeps, start=1)})
 
     def plot(self, ax: Axes | None = None) -> Axes:
         """Draw the curve, the suggestion and its band; return the axes."""
@@ -127,6 +139,23 @@ class LRFind(float):
         rows += [("confidence", self.confidence)] + [("because", self.reason)] * bool(self.reason)
         rows += [(name, f"{lr:.1e}") for name, lr in self.points.items() if math.isfinite(lr)]
         return html_table(rows, kind="onecycle-lr-find")
+
+
+def _columns(found: LRFind) -> dict[str, Array]:
+    """The learning rates, losses and smoothed losses of one sweep, of one length."""
+    smoothed = np.full(len(found.lrs), math.nan)
+    smoothed[: len(found.smoothed)] = found.smoothed
+    return {"lr": found.lrs, "loss": found.losses, "smoothed": smoothed}
+
+
+def _stacked(name: str, parts: Mapping[float, dict[str, Array]]) -> dict[str, Array]:
+    """Columns of several parts, one below the other, and the key of each part as a column."""
+    keys = [np.full(len(part["lr"]), key) for key, part in parts.items()]
+    first = next(iter(parts.values()))
+    columns = {
+        column: np.concatenate([part[column] for part in parts.values()]) for column in first
+    }
+    return {name: np.concatenate(keys), **columns}
 
 
 class LRRace(LRFind):
@@ -162,6 +191,11 @@ class LRRace(LRFind):
     def __getnewargs_ex__(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """Copy and pickle by the rounds."""
         return (self.rounds, self.start, self.steps), {}
+
+    @property
+    def smoothed(self) -> Array:
+        """The losses as they are."""
+        return self.losses
 
     @property
     def curve(self) -> dict[str, Array]:
@@ -213,7 +247,7 @@ class LRRangeTest(LRFind):
     @property
     def curve(self) -> dict[str, Array]:
         """The scores as columns of one length: lr, the score and smoothed."""
-        columns = super().curve
+        columns = _columns(self)
         return {"lr": columns["lr"], self.name: columns["loss"], "smoothed": columns["smoothed"]}
 
     def plot(self, ax: Axes | None = None) -> Axes:
@@ -241,10 +275,8 @@ class LROverlay(LRFind, Mapping[float, LRFind]):
 
     def __new__(cls, name: str, found: Mapping[float, LRFind]) -> LROverlay:
         """Keep the results."""
-        one = f"found[{next(iter(found)):g}]"
-        said = (
-            f"it holds a sweep for each of {len(found)} values of {name}: take one, such as {one}"
-        )
+        one = f"found[{next(iter(found))!r}]"
+        said = f"it holds a result for each of {len(found)} values of {name}: take one, as {one}"
         self = float.__new__(cls, math.nan)
         self.name, self._found = name, dict(found)
         self.suggestion = Suggestion(math.nan, (math.nan, math.nan), "none", said)
@@ -271,11 +303,8 @@ class LROverlay(LRFind, Mapping[float, LRFind]):
 
     @property
     def curve(self) -> dict[str, Array]:
-        """All curves as columns of one length: the value by its name, lr, loss and smoothed."""
-        curves = [one.curve for one in self.values()]
-        value = [np.full(len(c["lr"]), v) for v, c in zip(self, curves, strict=True)]
-        columns = {key: np.concatenate([c[key] for c in curves]) for key in curves[0]}
-        return {self.name: np.concatenate(value), **columns}
+        """All steps as columns of one length: the value by its name, sweep, lr, loss, smoothed."""
+        return _stacked(self.name, {value: found.curve for value, found in self.items()})
 
     def plot(self, ax: Axes | None = None) -> Axes:
         """Draw the smoothed curves with one legend, a mark at each suggestion; return the axes."""
@@ -295,7 +324,7 @@ class LROverlay(LRFind, Mapping[float, LRFind]):
                 "none" if math.isnan(found) else f"{float(found):.2e}",
                 "" if math.isnan(found) else f"{found.band[0]:.1e} to {found.band[1]:.1e}",
                 found.confidence,
-                f"{np.nanmin(found.smoothed, initial=math.inf):.3g}",
+                f"{np.min(found.judged.smoothed, initial=math.inf):.3g}",
                 found.reason,
             )
             for value, found in self.items()

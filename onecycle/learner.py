@@ -17,6 +17,7 @@ from onecycle.callback import (
 from onecycle.callbacks.lr_finder import LRFinder
 from onecycle.callbacks.scheduler import OneCycleScheduler, Plan
 from onecycle.callbacks.torch_scheduler import TorchScheduler
+from onecycle.display import surface
 from onecycle.found import LRFind, LROverlay
 from onecycle.optimizers import LR
 from onecycle.schedules import (
@@ -32,6 +33,7 @@ from onecycle.summary import Summary, summarize
 from onecycle.trainer import Trainer, scheduler_of
 
 # What `OneCycleScheduler` takes beside the peak.
+KEYS = {"wd": "wd", "moms": "mom"}  # of hyper-parameters, as `optimizers.write` knows them
 CYCLE = ("moms", "div_factor", "pct_start", "final_div", "warmup", "three_phase")
 
 
@@ -346,8 +348,8 @@ class Learner(Trainer):
 
         Model, optimizer, generators, loader and history are restored bit for bit, also after an
         error or Ctrl-C, and no file is written. Callbacks do not run, so batches must fit the model
-        as they come. A notebook shows the picture, but not within `no_logging()`; elsewhere, or
-        again, `learn.recorder.plot()` draws it.
+        as they come. A notebook shows the picture, a terminal or a log a line with the answer, but
+        not within `no_logging()`; `learn.recorder.plot()` draws the picture again.
 
         Args:
             start_lr: the first learning rate.
@@ -357,11 +359,12 @@ class Learner(Trainer):
             method: "sweep" is the usual test: raise the rate, watch the training loss. "race" then
                 trains a few rates around the suggestion for a short 1cycle each, of `num_it` steps,
                 judges them by the validation loss and goes on with the better half for twice as
-                many. "linear" is the range test of the paper: from `start_lr` linearly to where the
-                sweep diverged, by the accuracy on the validation data where that is a metric of the
-                learner's, else by the loss. Both judge on about 2,000 samples.
-            n_sweeps: sweeps from the same weights over other batches, of which the median counts.
-            refine: sweep once more, slower, in up to 3 `num_it` steps, from a tenth of where the
+                many. "linear" is the range test of the paper: from `start_lr` linearly to twice
+                where the sweep diverged, by the accuracy on the validation data where that is a
+                metric of the learner's, else by the loss. Both judge on about 2,000 samples.
+            n_sweeps: sweeps from the same weights over other batches, of which the median counts;
+                a race and a range test are held once.
+            refine: sweep once more, slower, in up to 2 `num_it` steps, from a third of where the
                 descent began to four times the divergence, and judge that.
             wd: weight decay; several are compared, and the answer is an `LROverlay`.
             moms: the same for momentum, or the first of the betas.
@@ -372,26 +375,28 @@ class Learner(Trainer):
             first step; a method that needs validation data has none.
         """
         sweep = LRFinder(start_lr, end_lr, num_it, stop_div)
-        checks.choice("method", method, finder.METHODS)
+        finder.check(self, method)
         checks.integer("n_sweeps", n_sweeps)
         checks.flag("refine", refine)
         checks.flag("show_plot", show_plot)
-        compared = {"wd": finder.values_of("wd", wd, self.opt)}
-        compared["mom"] = finder.values_of("moms", moms, self.opt)
-        several = [name for name, values in compared.items() if len(values) > 1]
-        if len(several) > 1:
+        given = {"wd": wd, "moms": moms}
+        values = {name: finder.values_of(name, one, self.opt) for name, one in given.items()}
+        compared = [name for name, one in given.items() if finder.is_several(one)]
+        if len(compared) > 1:
             raise ValueError("wd, moms: compare one at a time, and give the other as a number")
-        fixed = {name: values[0] for name, values in compared.items() if len(values) == 1}
         search = partial(finder.find, self, method, sweep, n_sweeps, refine)
-        if several:
-            name = several[0]
-            results = {value: search({**fixed, name: value}) for value in compared[name]}
-            found: LRFind = LROverlay("wd" if name == "wd" else "momentum", results)
+        fixed = {KEYS[n]: v[0] for n, v in values.items() if v and n not in compared}
+        if compared:
+            name = compared[0]
+            results = {value: search({**fixed, KEYS[name]: value}) for value in values[name]}
+            found: LRFind = LROverlay(name, results)
         else:
             found = search(fixed)
         self.recorder.lr_find = found
-        if show_plot and plot.in_notebook() and self.display.table:
-            found.plot()
+        if self.display.table:
+            surface().line(f"lr_find: {found!r}")
+            if show_plot and plot.in_notebook():
+                found.plot()
         return found
 
     def lr_at(

@@ -29,6 +29,8 @@ from onecycle.callback import (
 if TYPE_CHECKING:
     from onecycle.trainer import Trainer
 
+Reader = Callable[[int], Iterator[Any]]
+
 
 class Loop:
     """Takes a learner through its epochs and fires the events of the callbacks it was given."""
@@ -47,28 +49,31 @@ class Loop:
         epochs: range,
         n_epochs: int,
         callbacks: list[Callback],
-        *,
-        aside: bool = False,
+        rehearsed: Reader | None = None,
     ) -> None:
         """Train the `epochs` of a plan of `n_epochs`; on_train_end fires whatever happens.
 
-        A run `aside` is a mock: it does not validate and leaves the place in a stream.
+        Args:
+            learn: what to train.
+            epochs: those to train now.
+            n_epochs: of the plan.
+            callbacks: whose hooks to call, in order.
+            rehearsed: reads the batches of a rehearsal, which does not validate.
 
         Raises:
             RuntimeError: a run is under way already.
         """
-        if self.running:
-            raise RuntimeError("a fit is running already: a callback cannot start another one")
+        self.require_rest()
         hooks = dispatch(callbacks)
         _plan(learn, epochs, n_epochs)
         # Epochs are numbered over all fits, so that no two of them have the same order.
         first = max(len(learn.recorder.history), epochs.start)
-        read = learn.data.reader(aside=aside)
-        validate = learn.data.valid is not None and not aside
+        read = rehearsed or learn.data.reader()
+        validate = learn.data.valid is not None and rehearsed is None
         failure: BaseException | None = None
-        self.hooks, self.running = hooks, True
         with state.modes_preserved(learn.model):
             try:
+                self.hooks, self.running = hooks, True
                 learn.fire("on_train_begin")
                 for number, epoch in enumerate(epochs, start=first):
                     learn.epoch, learn.scores = epoch, {}
@@ -82,6 +87,11 @@ class Loop:
                 raise
             finally:
                 self._end(learn, failure)
+
+    def require_rest(self) -> None:
+        """Refuse to begin what a callback asks for in the middle of a run."""
+        if self.running:
+            raise RuntimeError("a fit is running already: a callback cannot start another one")
 
     def _end(self, learn: Trainer, failure: BaseException | None) -> None:
         """Forget the batch and fire on_train_end; an earlier failure goes before one in there."""

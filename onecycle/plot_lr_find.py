@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from textwrap import fill
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,13 +15,14 @@ if TYPE_CHECKING:
     from onecycle.found import LRFind, LROverlay, LRRace, LRRangeTest
     from onecycle.smoothing import Array
 
+LETTERS = 16  # of a title to an inch
 MARKS = {"onset": ".", "steepest": "v", "settled": "D", "minimum": "^", "divergence": "x"}
 
 
 def sweep(found: LRFind, ax: Axes | None = None) -> Axes:
     """Draw the sweep, raw and smoothed, with band, suggestion and landmarks."""
     ax = plot.axes(ax)
-    judged = found if found.closeup is None else found.closeup
+    judged = found.judged
     if judged is not found:
         ax.plot(found.lrs, found.losses, **{**plot.FAINT, "color": "0.5"}, label="first sweep")
     curve = judged.smoothed
@@ -46,7 +48,7 @@ def overlay(sweeps: LROverlay, ax: Axes | None = None) -> Axes:
     """Draw the smoothed curves of several sweeps, with a mark at each suggestion."""
     ax = plot.axes(ax)
     limits = []
-    for i, (value, found) in enumerate(sweeps.items()):
+    for i, (value, found) in enumerate((value, one.judged) for value, one in sweeps.items()):
         curve, color = found.smoothed, f"C{i % 10}"
         lrs = found.lrs[: len(curve)]
         ax.plot(lrs, curve, color=color, linewidth=1.8, label=f"{sweeps.name} {value:g}")
@@ -97,13 +99,15 @@ def window(raw: Array, curve: Array) -> tuple[float, float]:
 
 
 def _answer(found: LRFind, ax: Axes) -> None:
-    """Draw suggestion and band, or say why there are none."""
-    if np.isnan(found):
-        ax.set_title("no suggestion: " + found.reason, fontsize=8, wrap=True)
-        return
-    band: dict[str, Any] = {"color": "C1", "alpha": 0.15, "label": "band"}
-    ax.axvspan(*found.band, **band)
-    ax.axvline(float(found), color="C1", linewidth=1.8, label=f"suggestion {found:.2e}")
+    """Draw suggestion and band, and say why they are not to be trusted, or not there."""
+    if np.isfinite(found):
+        band: dict[str, Any] = {"color": "C1", "alpha": 0.15, "label": "band"}
+        ax.axvspan(*found.band, **band)
+        ax.axvline(float(found), color="C1", linewidth=1.8, label=f"suggestion {found:.2e}")
+    if found.reason:
+        head = "no suggestion" if np.isnan(found) else f"{found.confidence} confidence"
+        letters = int(ax.get_window_extent().width / ax.figure.dpi * LETTERS)
+        ax.set_title(fill(f"{head}: {found.reason}", max(20, letters)), fontsize=8)
 
 
 def _finish(ax: Axes) -> Axes:

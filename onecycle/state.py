@@ -8,6 +8,8 @@ nothing that points at them notices.
 """
 
 import random
+import signal
+import threading
 from collections import Counter, OrderedDict, defaultdict, deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -54,9 +56,14 @@ def surroundings_preserved(modules: Sequence[nn.Module], loader: Any) -> Iterato
         loader: the training data.
     """
     with ExitStack() as stack:
-        stack.callback(_generators(loader, *modules))
-        stack.callback(_loader(loader))
-        yield
+        with uninterrupted():
+            stack.callback(_generators(loader, *modules))
+            stack.callback(_loader(loader))
+        try:
+            yield
+        finally:
+            with uninterrupted():
+                stack.close()
 
 
 @contextmanager
@@ -71,13 +78,38 @@ def training_preserved(
         step: the training step, for the scale of its loss.
     """
     with ExitStack() as stack:
-        stack.callback(_stateful(step))
-        stack.callback(_optimizer(opt))
-        for model in modules:
-            stack.callback(_gradients(model))
-            stack.callback(_tensors([*model.parameters(), *_unlearned(model)]))
-            stack.callback(_modules(model))
+        with uninterrupted():
+            stack.callback(_stateful(step))
+            stack.callback(_attributes(step))
+            stack.callback(_optimizer(opt))
+            stack.callback(_tensors(_tensors_of(opt, ("state", "param_groups"))))
+            stack.callback(_attributes(opt))
+            for model in modules:
+                stack.callback(_gradients(model))
+                stack.callback(_tensors([*model.parameters(), *_unlearned(model)]))
+                stack.callback(_modules(model))
+        try:
+            yield
+        finally:
+            with uninterrupted():
+                stack.close()
+
+
+@contextmanager
+def uninterrupted() -> Iterator[None]:
+    """Hold Ctrl-C back until the block is done; only the main thread is ever interrupted."""
+    usual = signal.getsignal(signal.SIGINT)
+    if threading.current_thread() is not threading.main_thread() or not callable(usual):
         yield
+        return
+    held: list[tuple[int, Any]] = []
+    signal.signal(signal.SIGINT, lambda *interrupt: held.append(interrupt))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, usual)
+        if held:
+            usual(*held[0])
 
 
 @contextmanager
@@ -171,11 +203,16 @@ def _modules(model: nn.Module) -> Restore:
 
 def _unlearned(model: nn.Module) -> list[Tensor]:
     """Buffers, and tensors among a module's attributes, which no state_dict knows."""
-    found = list(model.buffers())
-    for module in model.modules():
-        for name, value in vars(module).items():
-            inside = _items(value) if name not in ("_parameters", "_buffers") else []
-            found += [item for item in (value, *inside) if isinstance(item, Tensor)]
+    inside = (_tensors_of(module, ("_parameters", "_buffers")) for module in model.modules())
+    return [*model.buffers(), *chain.from_iterable(inside)]
+
+
+def _tensors_of(owner: Any, known: Sequence[str]) -> list[Tensor]:
+    """Tensors among the attributes of `owner`, or in their items, but for those in the `known`."""
+    found: list[Tensor] = []
+    for name, value in vars(owner).items():
+        inside = _items(value) if name not in known else []
+        found += [item for item in (value, *inside) if isinstance(item, Tensor)]
     return found
 
 
@@ -194,8 +231,10 @@ def _attributes(owner: Any) -> Restore:
     arrays = {name: v.copy() for name, v in saved.items() if _small_array(v)}
 
     def restore() -> None:
-        current.clear()
+        # Never empty in between: an error there would leave an owner without attributes.
         current.update(saved)
+        for name in current.keys() - saved.keys():
+            del current[name]
         for name, content in contents.items():
             _refill(saved[name], content)
         for name, array in arrays.items():
@@ -234,9 +273,9 @@ def _optimizer(opt: torch.optim.Optimizer) -> Restore:
         opt.state.clear()
         opt.state.update(state)
         for group, saved in zip(opt.param_groups, groups, strict=True):
-            parameters = group["params"]
-            group.clear()
-            group.update({"params": parameters, **saved})
+            group.update(saved)
+            for name in group.keys() - saved.keys() - {"params"}:
+                del group[name]
         rates()
 
     return restore

@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -28,7 +28,7 @@ from onecycle.callbacks.torch_scheduler import TorchScheduler
 from onecycle.data.loaders import DataLoaders, as_loaders, check_loader
 from onecycle.evaluation import Evaluator, finished
 from onecycle.found import LRFind
-from onecycle.loop import Loop
+from onecycle.loop import Loop, Reader
 from onecycle.metrics import Metric, Scores, named
 from onecycle.optimizers import LR, OptFunc, Splitter
 from onecycle.schedules import (
@@ -41,7 +41,15 @@ from onecycle.step import TrainingStep, activation, check_scalar, infer_loss
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-Rehearse = Callable[..., Any]
+
+class Rehearse(Protocol):
+    """What `Trainer.rehearsal` yields."""
+
+    def __call__(
+        self, steps: int, callbacks: Sequence[Callback], then: Callable[[], Any] = ...
+    ) -> Any:
+        """Train for `steps` steps and return what `then` returns."""
+        ...
 
 
 class Trainer:
@@ -171,36 +179,44 @@ class Trainer:
             self._run(epochs, n_epochs, everyone)
 
     def _run(
-        self, epochs: range, n_epochs: int, callbacks: list[Callback], *, aside: bool = False
+        self,
+        epochs: range,
+        n_epochs: int,
+        callbacks: list[Callback],
+        rehearsed: Reader | None = None,
     ) -> None:
         self._inferred = None
-        self.loop.run(self, epochs, n_epochs, callbacks, aside=aside)
+        self.loop.run(self, epochs, n_epochs, callbacks, rehearsed)
 
     @contextmanager
     def rehearsal(self, values: Mapping[str, float] | None = None) -> Iterator[Rehearse]:
-        """Yield a function rehearse(steps, callbacks) that trains aside and leaves no trace.
+        """Yield a function that trains aside and leaves no trace.
 
-        It neither validates nor runs the learner's callbacks. Each call begins with the weights and
-        the optimizer that the last one began with, and sees other batches; after the block the
-        generators, the data and the counters are back, too. What is to be looked at in the trained
-        model, a callback looks at, or `then`, whose value is returned.
+        rehearse(steps, callbacks, then) trains for that many steps, neither validates nor runs the
+        learner's callbacks, and returns what `then()` says of the trained model. Each call begins
+        with the weights and the optimizer that the last one began with, and sees other batches;
+        after the block the generators, the data and the counters are back, too.
 
         Args:
             values: of hyper-parameters of the optimizer, by the names "wd" and "mom".
+
+        Raises:
+            RuntimeError: a run is under way already.
         """
-        before = self._counters()
-        first = len(self.recorder.history)
+        self.loop.require_rest()
+        before, first = self._counters(), len(self.recorder.history)
+        read = self.data.reader(aside=True)
 
         def rehearse(
             steps: int, callbacks: Sequence[Callback], then: Callable[[], Any] = lambda: None
         ) -> Any:
             nonlocal first
             epochs = range(first, first + steps)
-            first += steps
+            first = epochs.stop
             with state.training_preserved(self._modules, self.opt, self.training_step):
                 for name, value in (values or {}).items():
                     optimizers.write(self.opt, name, [value])
-                self._run(epochs, epochs.stop, [ShortRun(steps), *callbacks], aside=True)
+                self._run(epochs, epochs.stop, [ShortRun(steps), *callbacks], read)
                 return then()
 
         try:
@@ -251,10 +267,16 @@ class Trainer:
         return self.evaluate(self._loader(dl))
 
     def evaluate(
-        self, loader: Iterable[Any], watch: Callable[[Any, Any, Any], None] | None = None
+        self,
+        loader: Iterable[Any],
+        watch: Callable[[Any, Any, Any], None] | None = None,
+        metrics: Mapping[str, Metric] | None = None,
     ) -> dict[str, float]:
-        """Return the scores over `loader`; call watch(batch, pred, loss) for every batch."""
-        scores = Scores(self.metrics)
+        """Return the scores over `loader`; call watch(batch, pred, loss) for every batch.
+
+        `metrics` are the learner's own where they are not given.
+        """
+        scores = Scores(self.metrics if metrics is None else metrics)
 
         def take(batch: Any, target: Any, pred: Any) -> None:
             batches.require_target(batch, target)
@@ -265,6 +287,10 @@ class Trainer:
 
         self._evaluator(loader, take, aside=watch is None)
         return scores.compute()
+
+    def looking(self, loader: Any) -> AbstractContextManager[None]:
+        """Return the context in which a look into `loader` leaves no trace."""
+        return self._evaluator.kept(loader)
 
     def get_preds(
         self, dl: Iterable[Any] | None = None, *, activate: bool = True
@@ -332,7 +358,7 @@ class Trainer:
     def _activation(self) -> Callable[[Tensor], Tensor] | None:
         loss_func = self._inferred if self.loss_func is None else self.loss_func
         if loss_func is None:
-            with self._evaluator.kept(self.data.train):
+            with self.looking(self.data.train):
                 batch = batches.to_device(next(iter(self.data.train)), self.device)
             loss_func = self._inferred = infer_loss(batches.split(batch)[1])
         return activation(loss_func)

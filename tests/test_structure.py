@@ -32,7 +32,7 @@ LAYERS = [
     {"__main__"},
 ]
 # A package's parts may know each other; files of callbacks may not.
-FAMILIES = {"data", "schedules"}
+FAMILIES = {"data", "schedules", "suggest"}
 
 
 def modules():

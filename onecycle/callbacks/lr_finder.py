@@ -54,7 +54,7 @@ class LRFinder(Callback):
         if self.end_lr <= self.start_lr:
             raise ValueError(f"end_lr must be above start_lr={start_lr!r}, got {end_lr!r}")
         self.num_it = checks.integer("num_it", num_it, low=10)
-        self.stop_div = stop_div
+        self.stop_div = checks.flag("stop_div", stop_div)
         self.lrs: list[float] = []
         self.losses: list[float] = []
         self._ratios = [1.0]

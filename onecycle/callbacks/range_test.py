@@ -21,7 +21,8 @@ class RangeTest(Callback):
         start_lr: the first learning rate, of the last layer group; the others keep their ratio.
         end_lr: the last.
         num_it: steps.
-        score: returns the score, the higher the better; it is taken 25 times at even distances.
+        score: returns the score, the higher the better; it is taken before the first step, and 25
+            times at even distances.
 
     Source: Smith 2017 (arXiv 1506.01186), section 3.3.
     """
@@ -29,6 +30,7 @@ class RangeTest(Callback):
     def __init__(
         self, start_lr: float, end_lr: float, num_it: int, score: Callable[[], float]
     ) -> None:
+        self.start_lr = start_lr
         self.num_it = num_it
         self.score = score
         self.lrs: list[float] = []
@@ -38,9 +40,9 @@ class RangeTest(Callback):
         self._at = {round((k + 1) * num_it / LOOKS) for k in range(LOOKS)}
 
     def on_train_begin(self, learn: Learner) -> None:
-        """Forget an earlier test."""
-        self.lrs, self.scores = [], []
+        """Forget an earlier test, and take the first score."""
         self._ratios = optimizers.ratios(learn.opt)
+        self.lrs, self.scores = [self.start_lr], [self.score()]
 
     def on_batch_begin(self, learn: Learner) -> None:
         """Set the learning rate of this step."""

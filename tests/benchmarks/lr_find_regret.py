@@ -29,7 +29,15 @@ Curve = tuple[list[float], list[float]]
 Answer = float  # nan is no answer
 NAN = math.nan
 DEFAULTS = {"sgd": 0.1, "adamw": 1e-3}
-RACES = 3  # repeats of a race, which costs nine sweeps
+# Raw sweeps, from, to and in how many steps: those of most packages, Lightning's, and both with as
+# many steps as lr_find takes.
+RANGES = {
+    "usual": (1e-7, 10.0, 100),
+    "lightning": (1e-8, 1.0, 100),
+    "usual, 300 steps": (1e-7, 10.0, 300),
+    "lightning, 300 steps": (1e-8, 1.0, 300),
+}
+COSTLY = 3  # repeats of what costs three searches or more
 
 
 # ---- measuring -------------------------------------------------------------------------------
@@ -42,28 +50,28 @@ def grid(task: Task) -> dict[float, list[float]]:
 
 def answers(task: Task, repeats: int, best: float) -> dict[str, Any]:
     """What `lr_find` says from fresh and from trained starts, and raw sweeps for the others."""
-    found: dict[str, Any] = {"answers": {}, "curves": [], "lightning": [], "trained": {}}
+    found: dict[str, Any] = {"answers": {}, "trained": {}, **{name: [] for name in RANGES}}
     for k in range(repeats):
         fresh = task.learner(100 + k)
-        _note(found["answers"], ways(fresh, race=k < RACES))
-        found["curves"].append(_raw(fresh, 1e-7, 10.0))
-        found["lightning"].append(_raw(fresh, 1e-8, 1.0))
+        _note(found["answers"], ways(fresh, costly=k < COSTLY))
+        for name, (low, high, steps) in RANGES.items():
+            found[name].append(_raw(fresh, low, high, steps))
         if task.first is None:
             trained = task.learner(100 + k, trained=best)
             _note(found["trained"], {"lr_find()": trained.lr_find()})
-            found.setdefault("trained_curves", []).append(_raw(trained, 1e-7, 10.0))
-            found.setdefault("trained_lightning", []).append(_raw(trained, 1e-8, 1.0))
+            for name, (low, high, steps) in RANGES.items():
+                raw = _raw(trained, low, high, steps)
+                found.setdefault(f"trained_{name}", []).append(raw)
     return found
 
 
-def ways(learn: Learner, *, race: bool) -> dict[str, LRFind]:
+def ways(learn: Learner, *, costly: bool) -> dict[str, LRFind]:
     """The answers of this package, by name."""
-    found = {
-        "lr_find()": learn.lr_find(),
-        "lr_find(n_sweeps=3)": learn.lr_find(n_sweeps=3),
-        "lr_find(refine=False)": learn.lr_find(refine=False),
-    }
-    return {**found, 'lr_find(method="race")': learn.lr_find(method="race")} if race else found
+    found = {"lr_find()": learn.lr_find(), "lr_find(refine=False)": learn.lr_find(refine=False)}
+    if costly:
+        found["lr_find(n_sweeps=3)"] = learn.lr_find(n_sweeps=3)
+        found['lr_find(method="race")'] = learn.lr_find(method="race")
+    return found
 
 
 def _note(kept: dict[str, Any], found: dict[str, LRFind]) -> None:
@@ -72,8 +80,8 @@ def _note(kept: dict[str, Any], found: dict[str, LRFind]) -> None:
         kept.setdefault(name, []).append([float(one), low, high, one.confidence])
 
 
-def _raw(learn: Learner, start_lr: float, end_lr: float) -> Curve:
-    found = learn.lr_find(start_lr, end_lr, stop_div=False, refine=False)
+def _raw(learn: Learner, start_lr: float, end_lr: float, steps: int) -> Curve:
+    found = learn.lr_find(start_lr, end_lr, steps, stop_div=False, refine=False)
     return found.lrs.tolist(), found.losses.tolist()
 
 
@@ -175,10 +183,10 @@ def ignite_rule(curve: Curve) -> Answer:
 
 
 def middle(curve: Curve) -> Answer:
-    """sqrt(steepest divergence) within the range, the rule to start from."""
+    """sqrt(steepest divergence), the rule that this one began with."""
     points = suggest.suggest(*curve).points
     low, high = points["steepest"], points["divergence"]
-    return min(math.sqrt(low * high), high / 1.5) if math.isfinite(low * high) else NAN
+    return math.sqrt(low * high) if math.isfinite(low * high) else NAN
 
 
 def _spread(rule: Callable[..., Answer], curve: Curve) -> Answer:
@@ -186,23 +194,26 @@ def _spread(rule: Callable[..., Answer], curve: Curve) -> Answer:
 
 
 def others() -> dict[str, tuple[str, Callable[[Curve], Answer]]]:
-    """Rules on raw sweeps by name, and on which range."""
+    """Rules on raw sweeps by name, and on which of the `RANGES`."""
     rules: dict[str, tuple[str, Callable[[Curve], Answer]]] = {
-        "sqrt(steepest divergence)": ("curves", middle)
+        "sqrt(steepest divergence)": ("usual", middle)
     }
     for name in ("valley", "slide", "steep", "minimum"):
-        rules[f"suggest.{name}"] = ("curves", partial(_spread, getattr(suggest, name)))
+        rules[f"suggest.{name}"] = ("usual", partial(_spread, getattr(suggest, name)))
     try:
         for name in ("valley", "slide", "steep", "minimum"):
-            rules[f"fastai {name}"] = ("curves", fastai_rule(name))
+            rules[f"fastai {name}"] = ("usual", fastai_rule(name))
         import ignite
         import lightning
 
         rules[f"Lightning {lightning.__version__}"] = ("lightning", lightning_rule)
-        rules[f"ignite {ignite.__version__}"] = ("curves", ignite_rule)
+        rules[f"ignite {ignite.__version__}"] = ("usual", ignite_rule)
     except ImportError as error:
         print(f"without the rules of other packages: {error}; pip install -e .[bench]")
-    return rules
+    longer = {
+        f"{name}, 300 steps": (f"{sweep}, 300 steps", rule) for name, (sweep, rule) in rules.items()
+    }
+    return rules | longer
 
 
 # ---- the table -------------------------------------------------------------------------------
@@ -213,7 +224,7 @@ def by_rule(tasks: Sequence[dict[str, Any]]) -> dict[str, list[list[Answer]]]:
     rules = {name: [[a[0] for a in t["answers"][name]] for t in tasks] for name in _ours(tasks)}
     for name, (curves, rule) in others().items():
         rules[name] = [[rule(curve) for curve in task[curves]] for task in tasks]
-    fixed = [[DEFAULTS[t["task"].opt]] * len(t["curves"]) for t in tasks]
+    fixed = [[DEFAULTS[t["task"].opt]] * len(t["usual"]) for t in tasks]
     rules["always 0.1 (SGD), 1e-3 (AdamW)"] = fixed
     return rules
 
