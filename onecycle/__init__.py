@@ -2,9 +2,8 @@
 
 >>> from onecycle import Learner, accuracy, data, models
 >>> learn = Learner(data.digits(), models.simple_cnn((1, 16, 32, 10)), metrics=[accuracy])
->>> lr = learn.lr_find()
 >>> with learn.no_logging():
-...     learn.fit_one_cycle(1, lr)
+...     learn.fit_one_cycle(1, learn.lr_find())
 """
 
 from onecycle import data, metrics, models, schedules, suggest

@@ -48,12 +48,12 @@ def test_the_terminal_bar_of_a_part_counts_to_its_own_end(learn, terminal):
     assert all("run 00:00 left" in line for line in full)
 
 
-def test_lr_find_has_a_bar_and_no_table(learn, terminal, capsys):
+def test_lr_find_has_a_bar_and_no_table_but_says_what_it_found(learn, terminal, capsys):
     stderr = terminal()
     learn.lr_find(num_it=20)
     shown = stderr.getvalue()
     assert "lr_find: 100%" in shown
-    assert capsys.readouterr().out == ""
+    assert capsys.readouterr().out == f"lr_find: {learn.recorder.lr_find!r}\n"
     with learn.no_bar():
         learn.lr_find(num_it=20)
     assert stderr.getvalue() == shown
