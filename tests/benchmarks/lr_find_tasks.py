@@ -40,6 +40,15 @@ class Task:
     first: Callable[[], Split] | None = None
     """What the network learned before, for a task that starts from a pretrained one."""
     seeds: int = 5
+    longer: bool = True
+    """Whether a grid of longer runs can be afforded."""
+
+    @property
+    def kind(self) -> str:
+        """From "scratch", "pretrained", or "regression", whose points are of R squared."""
+        if self.data is diabetes:
+            return "regression"
+        return "scratch" if self.first is None else "pretrained"
 
     @property
     def grid(self) -> list[float]:
@@ -239,9 +248,19 @@ TASKS = [
     Task("mlp_tanh-sgd-32", "report", small_digits, TANH_MLP, "sgd", 32, 10),
     Task("cnn-adamw-32", "report", images, cnn, "adamw", 32, 4),
     Task("cnn-sgd-32", "report", images, cnn, "sgd", 32, 4),
-    Task("cnn_bn-sgd-512", "report", images, BN_CNN, "sgd", 512, 30, seeds=3),
+    Task("cnn_bn-sgd-512", "report", images, BN_CNN, "sgd", 512, 30, seeds=3, longer=False),
     Task("cnn_bn-adamw-32-digits", "report", small_digits, BN_CNN, "adamw", 32, 10),
-    Task("transformer-adamw-512", "report", images, TRANSFORMER, "adamw", 512, 30, seeds=3),
+    Task(
+        "transformer-adamw-512",
+        "report",
+        images,
+        TRANSFORMER,
+        "adamw",
+        512,
+        30,
+        seeds=3,
+        longer=False,
+    ),
     Task("gru-adamw-32", "report", images, GRU, "adamw", 32, 4),
     Task("cancer-sgd-32", "report", cancer, partial(mlp, 30, 2), "sgd", 32, 40, seeds=10),
     Task("diabetes-adamw-32", "report", diabetes, SMALL_MLP, "adamw", 32, 40, seeds=10),
