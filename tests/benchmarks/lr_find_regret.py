@@ -5,8 +5,8 @@
 The regret is the best score on the grid of a task (the mean over its seeds, in points) less the
 score at the suggested rate, between grid points by interpolation over log10(lr), beyond its ends
 that of the end. The best of a grid of noisy means is too good, so a regret of about 0.1 is none.
-The same answers are also held against runs four times as long, of three seeds, but for two tasks
-where that would take hours.
+The answers from scratch are also held against runs four times as long, of three seeds, but for two
+tasks where that would take hours.
 Rules of other packages run on the same losses as their own smoothing and stopping would have it;
 they are in the table where the extra `bench` is installed. Results are kept in FOLDER and not
 computed again. `RESULTS.md` has the table.
@@ -94,7 +94,11 @@ def measured(task: Task, repeats: int, cache: Path) -> dict[str, Any]:
     torch.set_num_threads(1)
     means = _means(task, cache / f"{task.name}.grid.json")
     longer = replace(task, epochs=LONGER * task.epochs, seeds=min(task.seeds, 3))
-    long = _means(longer, cache / f"{task.name}.x{LONGER}.grid.json") if task.longer else {}
+    long = (
+        _means(longer, cache / f"{task.name}.x{LONGER}.grid.json")
+        if task.longer and not task.first
+        else {}
+    )
     best = max(means, key=lambda lr: means[lr])
     said = _cached(cache / f"{task.name}.answers.json", lambda: answers(task, repeats, best))
     return {"task": task, "means": means, "long": long, "best": best, **said}
@@ -258,6 +262,8 @@ def summary(tasks: Sequence[dict[str, Any]]) -> str:
 def _losses(lrs: Sequence[tuple[dict[str, Any], Answer]], grid: str) -> list[str]:
     lost = [regret(task[grid], lr) for task, lr in lrs]
     known = [value for value in lost if math.isfinite(value)]
+    if not known:
+        return ["", "", ""]
     return [f"{v:.2f}" for v in (np.mean(known), np.percentile(known, 90), max(known))]
 
 
@@ -275,7 +281,7 @@ def per_task(tasks: Sequence[dict[str, Any]], name: str = "lr_find()") -> str:
         lines.append(
             f"| {t['task'].name} | {t['best']:.2g} | {max(t['means'].values()):.2f} | "
             f"{np.nanmedian(lrs):.2g} | {np.nanmean(lost):.2f} | {np.nanmax(lost):.2f} | "
-            f"{np.nanmean([regret(t['long'], lr) for lr in lrs]):.2f} | "
+            f"{np.nanmean([regret(t['long'], lr) for lr in lrs]) if t['long'] else NAN:.2f} | "
             f"{_scatter(lrs):.2f} | {ends[0]:.2f}, {ends[1]:.2f} |"
         )
     return "\n".join(lines)
