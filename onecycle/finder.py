@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Mapping
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -18,19 +19,57 @@ from onecycle.callbacks.lr_finder import LRFinder
 from onecycle.callbacks.progress import SweepBar
 from onecycle.callbacks.range_test import RangeTest
 from onecycle.callbacks.scheduler import OneCycleScheduler
-from onecycle.found import LRFind, LRRace, LRRangeTest
+from onecycle.found import LRFind, LROverlay, LRRace, LRRangeTest
 from onecycle.metrics import Metric, accuracy
 
 if TYPE_CHECKING:
     from onecycle.trainer import Trainer
 
 METHODS = ("sweep", "race", "linear")
+KEYS = {"wd": "wd", "moms": "mom"}  # arguments, and how `optimizers.write` calls them
 CLOSER = 2  # steps of the closer look over those of the sweep
 NEXT = 10**0.5  # from one entry of a race to the next
 FIELD = tuple(NEXT**k for k in range(-2, 3))  # entries of a race, over its centre
 FURTHER = 3  # entries that a race may add beyond its edge
 BEYOND = 2.0  # the last rate of a range test over the divergence
 ENOUGH, FEWEST = 2000, 4  # samples on which validation is judged, batches that hold them
+
+
+def search(
+    learn: Trainer,
+    sweep: LRFinder,
+    method: str,
+    n_sweeps: int,
+    refine: bool,
+    given: Mapping[str, Any],
+) -> LRFind:
+    """Return what `method` finds, or an overlay of that where `given` holds a list.
+
+    Args:
+        learn: whose model, data and optimizer are used; nothing in it changes.
+        sweep: the sweep that every method begins with.
+        method: "sweep", "race" or "linear".
+        n_sweeps: sweeps, of other batches each.
+        refine: look closer where the sweep falls and turns.
+        given: "wd" and "moms": None for the optimizer's own, a number, or several to compare.
+
+    Raises:
+        ValueError, TypeError: a value out of its range, more than one list, or no validation data
+        for a method that needs them.
+    """
+    checks.choice("method", method, METHODS)
+    if method != "sweep" and learn.data.valid is None:
+        raise ValueError(f"method={method!r} judges on validation data, and this learner has none")
+    values = {name: values_of(name, one, learn.opt) for name, one in given.items()}
+    compared = [name for name, one in given.items() if is_several(one)]
+    if len(compared) > 1:
+        raise ValueError("wd, moms: compare one at a time, and give the other as a number")
+    fixed = {KEYS[name]: v[0] for name, v in values.items() if v and name not in compared}
+    one = partial(find, learn, method, sweep, n_sweeps, refine)
+    if not compared:
+        return one(fixed)
+    name = compared[0]
+    return LROverlay(name, {v: one({**fixed, KEYS[name]: v}) for v in values[name]})
 
 
 def find(
@@ -41,16 +80,7 @@ def find(
     refine: bool,
     values: Mapping[str, float],
 ) -> LRFind:
-    """Return what `method` finds.
-
-    Args:
-        learn: whose model, data and optimizer are used; nothing in it changes.
-        method: "sweep", "race" or "linear".
-        sweep: the sweep that each of them begins with.
-        n_sweeps: sweeps, of other batches each.
-        refine: look closer where the sweep falls and turns.
-        values: of "wd" and "mom" for the search, where the optimizer's own are not meant.
-    """
+    """Return what `method` finds under `values` of "wd" and "mom", the rest as for `search`."""
     found = _sweep(learn, sweep, n_sweeps, values, "lr_find")
     place = suggest.bracket(found.lrs, found.losses) if refine else None
     if place is not None:
@@ -65,18 +95,11 @@ def find(
     return found
 
 
-def check(learn: Trainer, method: str) -> None:
-    """Refuse a method that needs validation data where there is none."""
-    checks.choice("method", method, METHODS)
-    if method != "sweep" and learn.data.valid is None:
-        raise ValueError(f"method={method!r} judges on validation data, and this learner has none")
-
-
 def values_of(name: str, given: Any, opt: torch.optim.Optimizer) -> list[float]:
     """Return the values of wd or moms for a search, one for a number; none for None."""
     if given is None:
         return []
-    key = "wd" if name == "wd" else "mom"
+    key = KEYS[name]
     values = list(given) if is_several(given) else [given]
     if not values:
         raise ValueError(f"{name} must hold at least one value")
@@ -91,12 +114,8 @@ def values_of(name: str, given: Any, opt: torch.optim.Optimizer) -> list[float]:
 
 def is_several(given: Any) -> bool:
     """Tell whether `given` is a list or array of values, and not one of them."""
-    return isinstance(given, Iterable) and not isinstance(given, str) and given_ndim(given) != 0
-
-
-def given_ndim(given: Any) -> int:
-    """The number of dimensions; a list has one."""
-    return int(getattr(given, "ndim", 1))
+    scalar = getattr(given, "ndim", 1) == 0
+    return isinstance(given, Iterable) and not isinstance(given, str) and not scalar
 
 
 class Sample:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,7 @@ from onecycle.callbacks.lr_finder import LRFinder
 from onecycle.callbacks.scheduler import OneCycleScheduler, Plan
 from onecycle.callbacks.torch_scheduler import TorchScheduler
 from onecycle.display import surface
-from onecycle.found import LRFind, LROverlay
+from onecycle.found import LRFind
 from onecycle.optimizers import LR
 from onecycle.schedules import (
     Schedule,
@@ -33,7 +32,6 @@ from onecycle.summary import Summary, summarize
 from onecycle.trainer import Trainer, scheduler_of
 
 # What `OneCycleScheduler` takes beside the peak.
-KEYS = {"wd": "wd", "moms": "mom"}  # of hyper-parameters, as `optimizers.write` knows them
 CYCLE = ("moms", "div_factor", "pct_start", "final_div", "warmup", "three_phase")
 
 
@@ -375,23 +373,11 @@ class Learner(Trainer):
             first step; a method that needs validation data has none.
         """
         sweep = LRFinder(start_lr, end_lr, num_it, stop_div)
-        finder.check(self, method)
         checks.integer("n_sweeps", n_sweeps)
         checks.flag("refine", refine)
         checks.flag("show_plot", show_plot)
-        given = {"wd": wd, "moms": moms}
-        values = {name: finder.values_of(name, one, self.opt) for name, one in given.items()}
-        compared = [name for name, one in given.items() if finder.is_several(one)]
-        if len(compared) > 1:
-            raise ValueError("wd, moms: compare one at a time, and give the other as a number")
-        search = partial(finder.find, self, method, sweep, n_sweeps, refine)
-        fixed = {KEYS[n]: v[0] for n, v in values.items() if v and n not in compared}
-        if compared:
-            name = compared[0]
-            results = {value: search({**fixed, KEYS[name]: value}) for value in values[name]}
-            found: LRFind = LROverlay(name, results)
-        else:
-            found = search(fixed)
+        values = {"wd": wd, "moms": moms}
+        found = finder.search(self, sweep, method, n_sweeps, refine, values)
         self.recorder.lr_find = found
         if self.display.table:
             surface().line(f"lr_find: {found!r}")

@@ -55,15 +55,11 @@ def surroundings_preserved(modules: Sequence[nn.Module], loader: Any) -> Iterato
         modules: the model, and the loss where it is a module; they may hold generators.
         loader: the training data.
     """
-    with ExitStack() as stack:
+    with _restores() as stack:
         with uninterrupted():
             stack.callback(_generators(loader, *modules))
             stack.callback(_loader(loader))
-        try:
-            yield
-        finally:
-            with uninterrupted():
-                stack.close()
+        yield
 
 
 @contextmanager
@@ -77,7 +73,7 @@ def training_preserved(
         opt: the optimizer.
         step: the training step, for the scale of its loss.
     """
-    with ExitStack() as stack:
+    with _restores() as stack:
         with uninterrupted():
             stack.callback(_stateful(step))
             stack.callback(_attributes(step))
@@ -88,11 +84,18 @@ def training_preserved(
                 stack.callback(_gradients(model))
                 stack.callback(_tensors([*model.parameters(), *_unlearned(model)]))
                 stack.callback(_modules(model))
-        try:
-            yield
-        finally:
-            with uninterrupted():
-                stack.close()
+        yield
+
+
+@contextmanager
+def _restores() -> Iterator[ExitStack]:
+    """Yield a stack whose callbacks run, last first, when the block is over, Ctrl-C or not."""
+    stack = ExitStack()
+    try:
+        yield stack
+    finally:
+        with uninterrupted():
+            stack.close()
 
 
 @contextmanager

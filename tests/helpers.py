@@ -7,8 +7,9 @@ from functools import partial
 import numpy as np
 import torch
 from torch import nn
+from torch.utils.data import DataLoader, Dataset
 
-from onecycle import Callback
+from onecycle import Callback, DataLoaders, Learner
 from onecycle.callback import EVENTS
 
 sgd = partial(torch.optim.SGD, momentum=0.9)
@@ -105,3 +106,74 @@ class Clock:
 
     def __init__(self, learn, seconds):
         self.monotonic = lambda: seconds * learn.step
+
+
+OPTIMIZERS = {"sgd": sgd, "adamw": torch.optim.AdamW}
+LOADERS = ["in_memory", "torch", "own_generator"]
+
+
+class Noisy(Dataset):
+    """Augmentation that draws from every global generator."""
+
+    def __init__(self, x, y):
+        self.x, self.y, self.calls = x, y, 0
+
+    def __len__(self):
+        return len(self.x)
+
+    def __getitem__(self, i):
+        self.calls += 1
+        noise = torch.rand(1) + np.random.rand() + random.random()
+        return self.x[i] + 0.01 * noise.float(), self.y[i]
+
+
+class Trouble(nn.Module):
+    """Raises or spoils the output at one forward pass; has state that state_dict misses."""
+
+    def __init__(self, at=10**9, what=None):
+        super().__init__()
+        self.net, self.at, self.what, self.calls = mlp(), at, what, 0
+        self.register_buffer("seen", torch.zeros(1), persistent=False)
+        self.last = torch.zeros(1)
+
+    def forward(self, x):
+        self.calls += 1
+        self.seen += 1
+        self.last = self.last + 1
+        if self.training and self.calls == self.at:
+            if isinstance(self.what, BaseException):
+                raise self.what
+            return self.net(x) * self.what
+        return self.net(x)
+
+
+def make(digit_tensors, opt="adamw", loader="torch", model=None, **options):
+    torch.manual_seed(3)
+    np.random.seed(3)
+    random.seed(3)
+    x, y = digit_tensors
+    valid = (x[300:400], y[300:400])
+    data = DataLoaders.from_tensors(x[:300], y[:300], valid=valid, batch_size=30)
+    if loader != "in_memory":
+        generator = torch.Generator().manual_seed(5) if loader == "own_generator" else None
+        train = DataLoader(Noisy(x[:300], y[:300]), 30, shuffle=True, generator=generator)
+        data = DataLoaders(train, [(x[300:400], y[300:400])])
+    return Learner(data, model or Trouble(), opt_func=OPTIMIZERS[opt], **options)
+
+
+def stepped(learn, name="lr"):
+    """A list that grows by what every group has when the optimizer steps."""
+    seen = []
+    learn.opt.register_step_pre_hook(
+        lambda opt, *_: seen.append([group[name] for group in opt.param_groups])
+    )
+    return seen
+
+
+def trained(digit_tensors):
+    """An MLP after twenty epochs."""
+    x, y = digit_tensors
+    model = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 10))
+    learn = Learner(DataLoaders.from_tensors(x, y, valid=(x[:300], y[:300])), model)
+    learn.fit_one_cycle(20, 5e-3)
+    return learn
