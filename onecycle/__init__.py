@@ -13,6 +13,7 @@ from onecycle.callbacks.live_plot import LivePlot
 from onecycle.callbacks.lr_finder import LRFinder
 from onecycle.callbacks.progress import ProgressBar
 from onecycle.callbacks.recorder import Recorder
+from onecycle.callbacks.saving import Checkpoint
 from onecycle.callbacks.scheduler import OneCycleScheduler, ParamScheduler
 from onecycle.callbacks.torch_scheduler import TorchScheduler
 from onecycle.data.loaders import DataLoaders
@@ -26,6 +27,7 @@ __all__ = [
     "CancelBatch",
     "CancelEpoch",
     "CancelTrain",
+    "Checkpoint",
     "DataLoaders",
     "LRFind",
     "LRFinder",

@@ -162,6 +162,19 @@ def _one_for_each(value: Any) -> bool:
     return len(lengths) > 1
 
 
+def finite(value: Any) -> bool:
+    """Tell whether all numbers in a nested batch are finite.
+
+    >>> finite({"x": torch.tensor([1.0, float("nan")])})
+    False
+    """
+    if isinstance(value, Tensor):
+        return not value.is_floating_point() or bool(value.isfinite().all())
+    if isinstance(value, Mapping):
+        return all(map(finite, value.values()))
+    return all(map(finite, value)) if isinstance(value, (tuple, list)) else True
+
+
 def widened(value: Any) -> Any:
     """Return `value` with tensors of half precision as float32.
 

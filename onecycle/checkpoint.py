@@ -1,29 +1,54 @@
-"""The file around a state: written whole or not at all, read without running code."""
+"""The file around a state: written whole or not at all, checked, read without running code."""
 
-import os
+import warnings
+import zipfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from onecycle import files
+from onecycle import files, optimizers
 
-FORMAT = 1
+FORMAT = 2  # 1 had no runs
+PLAIN = (str, int, float, bool, type(None))
 
 
-def save(path: str | os.PathLike[str], state: dict[str, Any]) -> Path:
+def save(path: files.PathLike, state: Mapping[str, Any], keep: int = 1) -> Path:
     """Write `state` to `path`, whole or not at all, and return the path; a missing folder is made.
 
+    Args:
+        path: the file.
+        state: what `states` returns, and "run" beside it in a checkpoint of a run.
+        keep: files to have afterwards, see `files.write`.
+
     Raises:
+        TypeError: something in `state` is no tensor and no plain value.
         OSError: the file cannot be written; what was there before is still there.
     """
-    return files.write(path, lambda file: torch.save({"format": FORMAT, **state}, file))
+    content = {"format": FORMAT, **{name: plain(value, name) for name, value in state.items()}}
+
+    def fill(file: BinaryIO) -> None:
+        with _checksums():
+            torch.save(content, file)
+
+    try:
+        return files.write(path, fill, keep)
+    except RuntimeError as error:
+        # torch hides the system's error behind its own when a write fails half-way.
+        cause = error.__cause__ or error.__context__
+        if isinstance(cause, OSError):
+            raise OSError(cause.errno, cause.strerror, str(path)) from error
+        raise
 
 
-def load(path: str | os.PathLike[str]) -> dict[str, Any]:
+def load(path: files.PathLike) -> dict[str, Any]:
     """Return the state in `path`, its tensors on the CPU. Nothing in the file is run.
+
+    Every byte is checked against the checksums in the file, which `torch.load` does not do.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -33,24 +58,51 @@ def load(path: str | os.PathLike[str]) -> dict[str, Any]:
     if not path.is_file():
         raise FileNotFoundError(f"path: there is no file {str(path)!r}")
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        with path.open("rb") as file:
+            _check(file)
+            state = torch.load(file, map_location="cpu", weights_only=True)
+    except OSError:
+        raise
     except Exception as error:
         reason = f"{type(error).__name__}: {error}".splitlines()[0]
         raise ValueError(
-            f"path: {str(path)!r} cannot be read as a checkpoint ({reason})"
+            f"path: {str(path)!r} cannot be read as a checkpoint, it is damaged or of another kind "
+            f"({reason})"
         ) from error
-    if not isinstance(state, dict) or state.keys() != {"format", "model", "optimizer"}:
+    if not isinstance(state, dict) or not {"format", "model", "optimizer"} <= state.keys():
         raise ValueError(f"path: {str(path)!r} is not a file that Learner.save wrote")
-    if state["format"] != FORMAT:
+    if state["format"] not in range(1, FORMAT + 1):
         raise ValueError(
-            f"path: {str(path)!r} has the format {state['format']}, this version reads {FORMAT}"
+            f"path: {str(path)!r} has the format {state['format']}, "
+            f"this version reads up to {FORMAT}"
         )
     return state
 
 
-def restore(
-    path: str | os.PathLike[str], model: nn.Module, opt: torch.optim.Optimizer | None
-) -> None:
+def newest(path: files.PathLike) -> tuple[Path, dict[str, Any]] | None:
+    """Return the newest undamaged file of `path` and its state; None where there is no file.
+
+    A damaged one is passed over with a warning.
+
+    Raises:
+        ValueError: all there are are damaged.
+    """
+    damaged: list[str] = []
+    for file in files.versions(path):
+        try:
+            state = load(file)
+        except ValueError as error:
+            damaged.append(str(error))
+            continue
+        if damaged:
+            warnings.warn(f"{damaged[0]}; going back to {file}", stacklevel=3)
+        return file, state
+    if damaged:
+        raise ValueError("; ".join(damaged))
+    return None
+
+
+def restore(path: files.PathLike, model: nn.Module, opt: torch.optim.Optimizer | None) -> None:
     """Load a file of `save` into `model` and, unless None, `opt`; an error changes neither.
 
     Raises:
@@ -63,18 +115,18 @@ def restore(
     if difference is not None:
         raise ValueError(f"path: {str(path)!r} is of another model: {difference}")
     if opt is not None:
-        kind, wanted = saved["optimizer"]["class"], type(opt).__name__
-        if kind != wanted:
+        difference = optimizer_difference(opt, model, saved["optimizer"])
+        if difference is not None:
             raise ValueError(
-                f"path: {str(path)!r} is of the optimizer {kind}, this learner has {wanted}; "
+                f"path: {str(path)!r} {difference}; "
                 "load(path, with_opt=False) takes the model alone"
             )
-        try:
+        if "run" in saved:
+            # In the middle of a run the rates are those of a step, which no later fit wants.
+            with optimizers.preserved(opt):
+                opt.load_state_dict(saved["optimizer"]["state"])
+        else:
             opt.load_state_dict(saved["optimizer"]["state"])
-        except (ValueError, KeyError) as error:
-            raise ValueError(
-                f"path: {str(path)!r} is of other parameter groups: {error}"
-            ) from error
     model.load_state_dict(saved["model"])
 
 
@@ -82,22 +134,40 @@ def states(model: nn.Module, opt: torch.optim.Optimizer) -> dict[str, Any]:
     """Return what a file holds of a model and its optimizer."""
     return {
         "model": model.state_dict(),
-        "optimizer": {"class": type(opt).__name__, "state": _plain(opt.state_dict())},
+        "optimizer": {
+            "class": type(opt).__name__,
+            "names": _names(model, opt),
+            "state": opt.state_dict(),
+        },
     }
 
 
-def _plain(value: Any) -> Any:
-    """Return `value` with numbers of numpy or of our own as Python's, which alone load safely."""
-    if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return type(value)(_plain(item) for item in value)
+def plain(value: Any, where: str) -> Any:
+    """Return `value` with numbers of numpy or of our own as Python's, which alone load safely.
+
+    Raises:
+        TypeError: it holds something that is no tensor and no plain value; it names the place.
+    """
     if isinstance(value, np.generic):
         return value.item()
-    return float(value) if isinstance(value, float) else value
+    if isinstance(value, np.ndarray) and value.dtype.kind in "biufc":
+        return torch.from_numpy(value.copy())
+    if isinstance(value, Mapping):
+        return {plain(k, where): plain(item, f"{where}[{k!r}]") for k, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        items = [plain(item, f"{where}[{i}]") for i, item in enumerate(value)]
+        return items if isinstance(value, list) else tuple(items)
+    if isinstance(value, float) and not isinstance(value, bool):
+        return float(value)
+    if isinstance(value, (*PLAIN, torch.Size, torch.dtype, torch.device, Tensor)):
+        return value
+    raise TypeError(
+        f"{where} is a {type(value).__name__}: a file holds tensors, numbers, strings, None, and "
+        "lists, tuples and dicts of them, so that loading it runs no code"
+    )
 
 
-def first_difference(wanted: dict[str, Any], found: dict[str, Any]) -> str | None:
+def first_difference(wanted: Mapping[str, Any], found: Mapping[str, Any]) -> str | None:
     """Return where two model states first differ in name or shape, in words; None if they fit."""
     for name, tensor in wanted.items():
         if name not in found:
@@ -109,3 +179,47 @@ def first_difference(wanted: dict[str, Any], found: dict[str, Any]) -> str | Non
             return f"{name!r} is {here} in the model and {there} in the file"
     extra = next((name for name in found if name not in wanted), None)
     return None if extra is None else f"{extra!r} is in the file and not in the model"
+
+
+def optimizer_difference(
+    opt: torch.optim.Optimizer, model: nn.Module, found: Mapping[str, Any]
+) -> str | None:
+    """Return how the optimizer of a file differs from `opt`, in words; None if they fit."""
+    if found["class"] != type(opt).__name__:
+        return f"is of the optimizer {found['class']}, this learner has {type(opt).__name__}"
+    here = [len(group["params"]) for group in opt.param_groups]
+    there = [len(group["params"]) for group in found["state"]["param_groups"]]
+    if here != there:
+        return f"is of other parameter groups: they hold {there} parameters, here {here}"
+    names = _names(model, opt)
+    for mine, its in zip(names, found.get("names", names), strict=True):
+        for name, other in zip(mine, its, strict=True):
+            if name != other:
+                return f"has {other!r} in the optimizer where this learner has {name!r}"
+    return None
+
+
+def _names(model: nn.Module, opt: torch.optim.Optimizer) -> list[list[str]]:
+    """Return the names of the parameters of each group, by which their state finds them."""
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    return [[names.get(id(p), "") for p in group["params"]] for group in opt.param_groups]
+
+
+@contextmanager
+def _checksums() -> Iterator[None]:
+    """Have torch compute checksums, which a process can do without for speed."""
+    before = torch.serialization.get_crc32_options()
+    torch.serialization.set_crc32_options(compute_crc32=True)
+    try:
+        yield
+    finally:
+        torch.serialization.set_crc32_options(before)
+
+
+def _check(file: BinaryIO) -> None:
+    """Compare every member with its checksum."""
+    with zipfile.ZipFile(file) as archive:
+        damaged = archive.testzip()
+    if damaged is not None:
+        raise ValueError(f"the checksum of {damaged} is wrong")
+    file.seek(0)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from onecycle import batch as batches
-from onecycle import state
+from onecycle import snapshot
 
 Take = Callable[[Any, Any, Any], None]
 
@@ -41,8 +41,8 @@ class Evaluator:
         `aside` also leaves buffers, attributes and a loader's running workers as they are, which
         the validation of a fit does not need.
         """
-        kept = self.kept(loader) if aside else state.rng_preserved(loader)
-        with kept, state.evaluating(self.model), torch.no_grad():
+        kept = self.kept(loader) if aside else snapshot.rng_preserved(loader)
+        with kept, snapshot.evaluating(self.model), torch.no_grad():
             for batch in loader:
                 moved = batches.to_device(batch, self.device)
                 inputs, target = batches.split(moved)
@@ -51,7 +51,7 @@ class Evaluator:
 
     def kept(self, loader: Any) -> AbstractContextManager[None]:
         """Return the context that leaves no trace on model, generators and `loader`."""
-        return state.looked_at(self.modules, loader)
+        return snapshot.looked_at(self.modules, loader)
 
     def collect(
         self, loader: Iterable[Any], activation: Callable[[Tensor], Tensor] | None
@@ -73,7 +73,7 @@ class Evaluator:
         """Return the model's output for one batch of inputs."""
         frame = hasattr(inputs, "to_numpy")
         moved = batches.to_device(batches.as_tensor(inputs) if frame else inputs, self.device)
-        with self.kept(None), state.evaluating(self.model), torch.no_grad(), self.autocast():
+        with self.kept(None), snapshot.evaluating(self.model), torch.no_grad(), self.autocast():
             return batches.forward(self.model, moved)
 
 

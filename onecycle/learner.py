@@ -56,6 +56,9 @@ class Learner(Trainer):
         precision: "fp32", "bf16" or "fp16".
         accumulate: batches for each optimizer step.
         clip: largest norm of the gradients; `float("inf")` only measures the norm.
+        on_nan: a loss or gradient that is not finite reaches neither parameters nor optimizer:
+            "raise" stops with FloatingPointError, "skip" warns and leaves the batch out, which then
+            is no step; "ignore" trains on it.
         train_bn: batch norm in frozen groups: True trains its scale and shift and follows the
             batches, as fastai does; False keeps it as it is in evaluation, for small batches.
         live_plot: draw losses and learning rate while a fit runs, see `LivePlot`.
@@ -132,7 +135,8 @@ class Learner(Trainer):
             warmup=warmup,
             three_phase=three_phase,
         )
-        self._fit(range(first, first + epochs), total, lrs, wd, cycle, callbacks)
+        span = range(first, first + epochs)
+        self._fit("fit_one_cycle", span, total, lrs, wd, cycle, callbacks)
 
     def fit_flat_cos(
         self,
@@ -155,7 +159,7 @@ class Learner(Trainer):
             callbacks: for this fit only.
         """
         schedule = flat_cos(pct_start=pct_start, final_div=final_div)
-        self._fit_schedule(epochs, max_lr, schedule, wd, callbacks)
+        self._fit_schedule("fit_flat_cos", epochs, max_lr, schedule, wd, callbacks)
 
     def fit_wsd(
         self,
@@ -180,7 +184,7 @@ class Learner(Trainer):
             callbacks: for this fit only.
         """
         schedule = wsd(warmup=warmup, cooldown=cooldown, shape=shape)
-        self._fit_schedule(epochs, max_lr, schedule, wd, callbacks)
+        self._fit_schedule("fit_wsd", epochs, max_lr, schedule, wd, callbacks)
 
     def fit_sgdr(
         self,
@@ -207,7 +211,7 @@ class Learner(Trainer):
         cycle_mult = checks.integer("cycle_mult", cycle_mult)
         epochs = sum(cycle_len * cycle_mult**i for i in range(n_cycles))
         schedule = sgdr(cycle_len=cycle_len, cycle_mult=cycle_mult, epochs=epochs)
-        self._fit_schedule(epochs, max_lr, schedule, wd, callbacks)
+        self._fit_schedule("fit_sgdr", epochs, max_lr, schedule, wd, callbacks)
 
     def fit_clr(
         self,
@@ -244,7 +248,7 @@ class Learner(Trainer):
         base = 1.0 / checks.real("div_factor", div_factor, low=1.0, open_low=True)
         options: dict[str, Any] = {"mode": mode, "gamma": gamma}
         schedule = triangular(base, cycle_len=cycle_len, epochs=epochs, **options)
-        self._fit_schedule(epochs, max_lr, schedule, wd, callbacks)
+        self._fit_schedule("fit_clr", epochs, max_lr, schedule, wd, callbacks)
 
     def fine_tune(
         self,
@@ -477,6 +481,7 @@ class Learner(Trainer):
 
     def _fit_schedule(
         self,
+        method: str,
         epochs: int,
         max_lr: LR | None,
         schedule: Schedule,
@@ -486,7 +491,8 @@ class Learner(Trainer):
         """Do what `fit` does, for those who call its rate `max_lr`."""
         epochs = checks.integer("epochs", epochs)
         lrs = self._lrs("max_lr", max_lr)
-        self._fit(range(epochs), epochs, lrs, wd, scheduler_of(schedule, lrs), callbacks)
+        scheduler = scheduler_of(schedule, lrs)
+        self._fit(method, range(epochs), epochs, lrs, wd, scheduler, callbacks)
 
     def _planned(
         self, epochs: int, max_lr: LR | None, schedule: Schedule | None, cycle: dict[str, Any]

@@ -8,13 +8,13 @@ all, and only on_train_end fires.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from onecycle import batch as batches
-from onecycle import freezing, state
+from onecycle import freezing, snapshot, state
 from onecycle.callback import (
     Callback,
     Cancel,
@@ -25,19 +25,49 @@ from onecycle.callback import (
     fire_all,
     note,
 )
+from onecycle.data.reading import Reader
+from onecycle.interrupts import Interrupts
 
 if TYPE_CHECKING:
     from onecycle.trainer import Trainer
 
-Reader = Callable[[int], Iterator[Any]]
+
+class Saver(Protocol):
+    """What saves a run while it is at rest, such as `Checkpoint`."""
+
+    def begin(self, learn: Trainer, *, resumed: bool) -> None:
+        """The run begins, or goes on from a file."""
+        ...
+
+    def rest(self, learn: Trainer, *, epoch_over: bool, stopping: bool) -> None:
+        """A batch is over or, when `epoch_over`, an epoch; when `stopping` none will follow."""
+        ...
+
+    def end(self, learn: Trainer) -> None:
+        """The run is finished, and all callbacks have seen its end."""
+        ...
+
+
+class Interrupted(BaseException):
+    """Leaves a validation, because a signal waits to be let through."""
 
 
 class Loop:
-    """Takes a learner through its epochs and fires the events of the callbacks it was given."""
+    """Takes a learner through its epochs and fires the events of the callbacks it was given.
+
+    Between two batches, and between two epochs, the loop is at rest: all callbacks have seen the
+    same events and every signal of theirs has had its effect. Only there a run is saved, and only
+    there Ctrl-C or SIGTERM end it.
+    """
 
     def __init__(self) -> None:
         self.hooks = dispatch([])
         self.running = False
+        self.callbacks: Sequence[Callback] = ()
+        self.savers: Sequence[Saver] = ()
+        self.interrupts = Interrupts()
+        self.reader: Any = None
+        self.number = 0
 
     def fire(self, event: str, learn: Trainer) -> None:
         """Call the hooks of `event`."""
@@ -48,8 +78,11 @@ class Loop:
         learn: Trainer,
         epochs: range,
         n_epochs: int,
-        callbacks: list[Callback],
-        rehearsed: Reader | None = None,
+        callbacks: Sequence[Callback],
+        *,
+        savers: Sequence[Saver] = (),
+        saved: dict[str, Any] | None = None,
+        aside: Reader | None = None,
     ) -> None:
         """Train the `epochs` of a plan of `n_epochs`; on_train_end fires whatever happens.
 
@@ -58,7 +91,9 @@ class Loop:
             epochs: those to train now.
             n_epochs: of the plan.
             callbacks: whose hooks to call, in order.
-            rehearsed: reads the batches of a rehearsal, which does not validate.
+            savers: who may save the run.
+            saved: the state of a run to go on with, see `state.capture`.
+            aside: reads the batches of a rehearsal, which does not validate.
 
         Raises:
             RuntimeError: a run is under way already.
@@ -66,20 +101,15 @@ class Loop:
         self.require_rest()
         hooks = dispatch(callbacks)
         _plan(learn, epochs, n_epochs)
+        self.callbacks, self.savers = callbacks, savers
+        self.reader = aside or learn.data.reader()
         # Epochs are numbered over all fits, so that no two of them have the same order.
-        first = max(len(learn.recorder.history), epochs.start)
-        read = rehearsed or learn.data.reader()
-        validate = learn.data.valid is not None and rehearsed is None
+        self.number = max(len(learn.recorder.history), epochs.start)
         failure: BaseException | None = None
-        with state.modes_preserved(learn.model):
+        with self._held(), self.interrupts, snapshot.modes_preserved(learn.model):
             try:
                 self.hooks, self.running = hooks, True
-                learn.fire("on_train_begin")
-                for number, epoch in enumerate(epochs, start=first):
-                    learn.epoch, learn.scores = epoch, {}
-                    freezing.train(learn.model, learn.train_bn)
-                    body = partial(_epoch, learn, partial(read, number), validate)
-                    _scope(learn, "on_epoch_begin", body, "on_epoch_end", CancelEpoch)
+                self._train(learn, epochs, saved, validate=aside is None)
             except Cancel:
                 pass
             except BaseException as error:
@@ -87,11 +117,53 @@ class Loop:
                 raise
             finally:
                 self._end(learn, failure)
+            for saver in savers:
+                saver.end(learn)
+
+    @contextmanager
+    def _held(self) -> Iterator[None]:
+        """Let go of everything that the run was given, when it is over."""
+        try:
+            yield
+        finally:
+            self.callbacks, self.savers, self.reader = (), (), None
+
+    def rest(self, learn: Trainer, *, epoch_over: bool = False) -> None:
+        """Have the run saved where that is due, and let a signal through that was held back."""
+        stopping = bool(self.interrupts.pending)
+        if not (self.savers or stopping):
+            return
+        for saver in self.savers:
+            saver.rest(learn, epoch_over=epoch_over, stopping=stopping)
+        self.interrupts.deliver()
 
     def require_rest(self) -> None:
         """Refuse to begin what a callback asks for in the middle of a run."""
         if self.running:
             raise RuntimeError("a fit is running already: a callback cannot start another one")
+
+    def _train(
+        self, learn: Trainer, epochs: range, saved: dict[str, Any] | None, *, validate: bool
+    ) -> None:
+        """Fire on_train_begin and train the epochs, or those that a saved run has left."""
+        place = saved["run"]["place"] if saved else {"epoch": epochs.start, "batches": 0}
+        learn.epoch = place["epoch"]
+        learn.training_step.guard.begin(learn.modules)
+        learn.fire("on_train_begin")
+        if saved and not place["batches"]:
+            state.restore(learn, saved)
+            saved = None
+        for saver in self.savers:
+            saver.begin(learn, resumed="step" in place)
+        for epoch in range(place["epoch"], epochs.stop):
+            learn.epoch, learn.scores = epoch, {}
+            freezing.train(learn.model, learn.train_bn)
+            body = partial(_epoch, learn, saved, validate)
+            _scope(learn, "on_epoch_begin", body, "on_epoch_end", CancelEpoch)
+            learn.training_step.guard.check_validation(learn)
+            self.rest(learn, epoch_over=True)
+            self.number += 1
+            saved = None
 
     def _end(self, learn: Trainer, failure: BaseException | None) -> None:
         """Forget the batch and fire on_train_end; an earlier failure goes before one in there."""
@@ -118,19 +190,30 @@ def _plan(learn: Trainer, epochs: range, n_epochs: int) -> None:
     learn.epoch, learn.step = epochs.start, epochs.start * updates
 
 
-def _epoch(learn: Trainer, read: Callable[[], Iterator[Any]], validate: bool) -> None:
+def _epoch(learn: Trainer, saved: dict[str, Any] | None, validate: bool) -> None:
+    """Train on every batch of an epoch, or on those that a saved run has left; then validate."""
+    loop = learn.loop
     learn.training_step.drop()
     learn.batch_index = -1
+    if saved:
+        state.restore(learn, saved)
+    done = learn.batch_index + 1
     step = partial(learn.training_step, learn)
-    for learn.batch_index, batch in enumerate(read()):
+    for learn.batch_index, batch in enumerate(loop.reader(loop.number, done), start=done):
         learn.batch = batches.to_device(batch, learn.device)
         learn.pred = learn.loss = None
         _scope(learn, "on_batch_begin", step, "on_batch_end", CancelBatch)
+        loop.rest(learn)
     _check_length(learn.batch_index + 1, learn.batches_per_epoch)
     learn.training_step.flush(learn)
-    if validate:
-        body = partial(_validate, learn)
-        _scope(learn, "on_validate_begin", body, "on_validate_end", CancelBatch)
+    while validate and learn.data.valid is not None:
+        try:
+            body = partial(_validate, learn)
+            _scope(learn, "on_validate_begin", body, "on_validate_end", CancelBatch)
+            return
+        except Interrupted:
+            # Whoever handles the signal may let the run go on.
+            loop.rest(learn)
 
 
 def _validate(learn: Trainer) -> None:
@@ -138,8 +221,10 @@ def _validate(learn: Trainer) -> None:
         learn.batch, learn.pred, learn.loss = batch, pred, loss
         with suppress(CancelBatch):  # the batch is over already
             learn.fire("on_validate_batch_end")
+        if learn.loop.interrupts.pending:
+            raise Interrupted
 
-    if learn.data.valid is not None:
+    if learn.data.valid is not None:  # a hook may have taken it away
         learn.scores = learn.evaluate(learn.data.valid, watch)
 
 

@@ -1,408 +1,127 @@
-"""Snapshot and restore, in memory, of everything that a training run depends on.
+"""Everything that a run depends on, as plain values: captured between two batches, restored later.
 
-What a snapshot holds: parameters, buffers (persistent or not), gradients, training modes and plain
-attributes of every module; the optimizer's state and hyper-parameters; the gradient scaler; the
-random number generators of torch, cuda, mps, numpy and Python and those a loader, its samplers or
-its data set hold; the loaders' own attributes. Tensors of the model are restored in place, so
-nothing that points at them notices.
+Beside model and optimizer: buffers that `state_dict` leaves out, the mode of each module, which
+parameters are trained, the loss where it is a module; the scale of the loss and gradients that are
+still being gathered; the counters and the place in the data; every random number generator; the
+history and every callback's own state.
 """
 
-import random
-import signal
-import threading
-from collections import Counter, OrderedDict, defaultdict, deque
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
-from copy import copy
-from functools import partial
-from itertools import chain
-from operator import is_
-from types import ModuleType
-from typing import Any, Protocol
+from __future__ import annotations
 
-import numpy as np
-import torch
+from collections import Counter
+from typing import TYPE_CHECKING, Any
+
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
 
-Restore = Callable[[], None]
-LOADER_PARTS = ("sampler", "batch_sampler", "dataset", "datasets", "loader", "dl", "generator")
-DEPTH = 4  # a generator is looked for in a data set, its transforms, one of them, its attributes
-FEW = 100  # a longer list holds data, not transforms
-SMALL = 1 << 24  # bytes of an array that is copied
-GENERATORS = (torch.Generator, random.Random, np.random.Generator, np.random.RandomState)
-# By exact type: to copy a subclass may mean to iterate it, and it may be a loader.
-CONTAINERS = (list, dict, set, deque, OrderedDict, defaultdict, Counter)
+from onecycle import checkpoint, generators
 
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
-class Stateful(Protocol):
-    """Anything with a state that can be taken and given back."""
+    from onecycle.callback import Callback
+    from onecycle.trainer import Trainer
 
-    def state_dict(self) -> dict[str, Any]:
-        """Return the state."""
-        ...
-
-    def load_state_dict(self, state: dict[str, Any]) -> object:
-        """Take it back."""
-        ...
+State = dict[str, Any]
 
 
-@contextmanager
-def surroundings_preserved(modules: Sequence[nn.Module], loader: Any) -> Iterator[None]:
-    """Leave generators and the training data as they were before the block.
+def capture(learn: Trainer, *, epoch_over: bool = False, finished: bool = False) -> State:
+    """Return the state of the run that `learn` is in, for `checkpoint.save`.
 
     Args:
-        modules: the model, and the loss where it is a module; they may hold generators.
-        loader: the training data.
+        learn: between two batches or, when `epoch_over`, between two epochs.
+        epoch_over: nothing is left of this epoch.
+        finished: nothing is left of the run.
     """
-    with _restores() as stack:
-        with uninterrupted():
-            stack.callback(_generators(loader, *modules))
-            stack.callback(_loader(loader))
-        yield
+    loop = learn.loop
+    held = generators.found(learn.data.train, learn.modules)
+    run = {
+        "finished": finished,
+        "plan": learn.plan,
+        "place": {
+            "epoch": learn.epoch + epoch_over,
+            "batches": 0 if epoch_over else learn.batch_index + 1,
+            "number": loop.number + epoch_over,
+            "step": learn.step,
+        },
+        "modules": [_module(module) for module in learn.modules],
+        "loss_func": learn.modules[1].state_dict() if len(learn.modules) > 1 else None,
+        "training_step": learn.training_step.state_dict(),
+        "data": loop.reader.state_dict(),
+        "generators": generators.states(held),
+        "callbacks": [(type(cb).__name__, cb.state_dict()) for cb in loop.callbacks],
+    }
+    return {**checkpoint.states(learn.model, learn.opt), "run": run}
 
 
-@contextmanager
-def training_preserved(
-    modules: Sequence[nn.Module], opt: torch.optim.Optimizer, step: Stateful
-) -> Iterator[None]:
-    """Leave everything that training changes bit for bit as it was before the block.
-
-    Args:
-        modules: the model, and the loss where it is a module.
-        opt: the optimizer.
-        step: the training step, for the scale of its loss.
-    """
-    with _restores() as stack:
-        with uninterrupted():
-            stack.callback(_stateful(step))
-            stack.callback(_attributes(step))
-            stack.callback(_optimizer(opt))
-            stack.callback(_tensors(_tensors_of(opt, ("state", "param_groups"))))
-            stack.callback(_attributes(opt))
-            for model in modules:
-                stack.callback(_gradients(model))
-                stack.callback(_tensors([*model.parameters(), *_unlearned(model)]))
-                stack.callback(_modules(model))
-        yield
+def restore(learn: Trainer, saved: State) -> None:
+    """Put `learn`, whose run has begun, where the run of `saved` was."""
+    run = saved["run"]
+    learn.model.load_state_dict(saved["model"])
+    if run["loss_func"] is not None:
+        learn.modules[1].load_state_dict(run["loss_func"])
+    for module, own in zip(learn.modules, run["modules"], strict=True):
+        _restore_module(module, own)
+    learn.opt.load_state_dict(saved["optimizer"]["state"])
+    learn.training_step.load_state_dict(run["training_step"])
+    for callback, own in _paired(learn.loop.callbacks, run["callbacks"]):
+        callback.load_state_dict(own)
+    place = run["place"]
+    learn.epoch, learn.step = place["epoch"], place["step"]
+    learn.batch_index = place["batches"] - 1
+    learn.loop.number = place["number"]
+    # Last, for all that comes before may draw numbers.
+    learn.loop.reader.load_state_dict(run["data"])
+    held = generators.found(learn.data.train, learn.modules)
+    generators.set_states(held, run["generators"])
 
 
-@contextmanager
-def _restores() -> Iterator[ExitStack]:
-    """Yield a stack whose callbacks run, last first, when the block is over, Ctrl-C or not."""
-    stack = ExitStack()
-    try:
-        yield stack
-    finally:
-        with uninterrupted():
-            stack.close()
+def missing_callbacks(callbacks: Sequence[Callback], saved: State) -> list[str]:
+    """Return the names of callbacks that a saved run had and that are not here."""
+    here = Counter(type(callback).__name__ for callback in callbacks)
+    there = Counter(name for name, _ in saved["run"]["callbacks"])
+    return [name for name in (there - here).elements() if name != "Checkpoint"]
 
 
-@contextmanager
-def uninterrupted() -> Iterator[None]:
-    """Hold Ctrl-C back until the block is done; only the main thread is ever interrupted."""
-    usual = signal.getsignal(signal.SIGINT)
-    if threading.current_thread() is not threading.main_thread() or not callable(usual):
-        yield
-        return
-    held: list[tuple[int, Any]] = []
-    signal.signal(signal.SIGINT, lambda *interrupt: held.append(interrupt))
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, usual)
-        if held:
-            usual(*held[0])
+def _paired(
+    callbacks: Sequence[Callback], states: Sequence[tuple[str, State]]
+) -> list[tuple[Callback, State]]:
+    """Return each callback with its state: the first of a class has the first state of it."""
+    left = list(states)
+    pairs = []
+    for callback in callbacks:
+        name = type(callback).__name__
+        own = next((item for item in left if item[0] == name), None)
+        if own is not None:
+            left.remove(own)
+            pairs.append((callback, own[1]))
+    return pairs
 
 
-@contextmanager
-def looked_at(modules: Sequence[nn.Module], loader: Any) -> Iterator[None]:
-    """Leave everything that a pass without training can change as it was before the block."""
-    with ExitStack() as stack:
-        stack.callback(_generators(loader, *modules))
-        for model in modules:
-            stack.callback(_tensors(_unlearned(model), compare=True))
-            stack.callback(_modules(model))
-        stack.callback(_loader(loader))
-        yield
+def _module(module: nn.Module) -> State:
+    """Return what `state_dict` does not know: some buffers, modes, what is trained."""
+    known = module.state_dict(keep_vars=True)
+    return {
+        "buffers": {name: b for name, b in module.named_buffers() if name not in known},
+        "modes": [part.training for part in module.modules()],
+        "trained": [parameter.requires_grad for parameter in module.parameters()],
+    }
 
 
-@contextmanager
-def rng_preserved(loader: Any) -> Iterator[None]:
-    """Leave every random number generator as it was before the block, the loader's own included."""
-    restore = _generators(loader)
-    try:
-        yield
-    finally:
-        restore()
+def _restore_module(module: nn.Module, own: State) -> None:
+    for name, value in own["buffers"].items():
+        _set_buffer(module, name, value)
+    for part, training in zip(module.modules(), own["modes"], strict=True):
+        part.training = training
+    for parameter, trained in zip(module.parameters(), own["trained"], strict=True):
+        parameter.requires_grad_(trained)
 
 
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Put `model` in evaluation mode, then each module back in its own mode."""
-    with modes_preserved(model):
-        model.eval()
-        yield
-
-
-@contextmanager
-def modes_preserved(model: nn.Module) -> Iterator[None]:
-    """Put each module back in its own mode after the block, training or evaluation."""
-    modes = [(module, module.training) for module in model.modules()]
-    try:
-        yield
-    finally:
-        for module, training in modes:
-            module.training = training
-
-
-def _tensors(tensors: list[Tensor], *, compare: bool = False) -> Restore:
-    """The values of `tensors`; with `compare` one that has not changed is not written to.
-
-    A write between forward and backward, though of the same bits, would be refused by autograd.
-    """
-    saved = [(tensor, tensor.detach().clone()) for tensor in tensors if _writable(tensor)]
-
-    def restore() -> None:
-        with torch.no_grad():
-            for tensor, value in saved:
-                if not (compare and torch.equal(tensor, value)):
-                    tensor.copy_(value)
-
-    return restore
-
-
-def _writable(tensor: Tensor) -> bool:
-    """Tell whether anything can write into `tensor` in place; else it cannot have changed."""
-    if tensor.is_inference() or tensor.is_nested or tensor.layout is not torch.strided:
-        return False
-    over_itself = zip(tensor.stride(), tensor.shape, strict=True)
-    return not any(step == 0 and length > 1 for step, length in over_itself)
-
-
-def _gradients(model: nn.Module) -> Restore:
-    """Set the gradients aside; the originals come back, not copies."""
-    saved = [(parameter, parameter.grad) for parameter in model.parameters()]
-    for parameter, _ in saved:
-        parameter.grad = None
-
-    def restore() -> None:
-        for parameter, grad in saved:
-            parameter.grad = grad
-
-    return restore
-
-
-def _modules(model: nn.Module) -> Restore:
-    """Attributes of every module: modes, counters, and which tensor each buffer is."""
-    restores = [_attributes(module) for module in model.modules()]
-
-    def restore() -> None:
-        for put_back in restores:
-            put_back()
-
-    return restore
-
-
-def _unlearned(model: nn.Module) -> list[Tensor]:
-    """Buffers, and tensors among a module's attributes, which no state_dict knows."""
-    inside = (_tensors_of(module, ("_parameters", "_buffers")) for module in model.modules())
-    return [*model.buffers(), *chain.from_iterable(inside)]
-
-
-def _tensors_of(owner: Any, known: Sequence[str]) -> list[Tensor]:
-    """Tensors among the attributes of `owner`, or in their items, but for those in the `known`."""
-    found: list[Tensor] = []
-    for name, value in vars(owner).items():
-        inside = _items(value) if name not in known else []
-        found += [item for item in (value, *inside) if isinstance(item, Tensor)]
-    return found
-
-
-def _items(value: Any) -> list[Any]:
-    """The items of a short list, tuple or dict."""
-    if type(value) not in (*CONTAINERS, tuple) or len(value) > FEW:
-        return []
-    return list(value.values() if isinstance(value, dict) else value)
-
-
-def _attributes(owner: Any) -> Restore:
-    """Which value each attribute of `owner` names, and what is in its containers and arrays."""
-    current = vars(owner)
-    saved = dict(current)
-    contents = {name: copy(v) for name, v in saved.items() if type(v) in CONTAINERS}
-    arrays = {name: v.copy() for name, v in saved.items() if _small_array(v)}
-
-    def restore() -> None:
-        # Never empty in between: an error there would leave an owner without attributes.
-        current.update(saved)
-        for name in current.keys() - saved.keys():
-            del current[name]
-        for name, content in contents.items():
-            _refill(saved[name], content)
-        for name, array in arrays.items():
-            saved[name][...] = array
-
-    return restore
-
-
-def _small_array(value: Any) -> bool:
-    return type(value) is np.ndarray and value.flags.writeable and value.nbytes <= SMALL
-
-
-def _refill(container: Any, content: Any) -> None:
-    """Put `content` back into the very same container, if anything in it is another."""
-    if len(container) == len(content) and all(map(is_, _flat(container), _flat(content))):
-        return
-    container.clear()
-    if isinstance(container, (dict, set)):
-        container.update(content)
+def _set_buffer(module: nn.Module, name: str, value: Tensor) -> None:
+    """Write a buffer in place where it has its shape still, else put a new one there."""
+    owner, _, last = name.rpartition(".")
+    part = module.get_submodule(owner)
+    buffer = getattr(part, last)
+    if buffer.shape == value.shape:
+        buffer.detach().copy_(value)
     else:
-        container.extend(content)
-
-
-def _flat(container: Any) -> Iterator[Any]:
-    if isinstance(container, dict):
-        return chain.from_iterable(container.items())
-    return iter(container)
-
-
-def _optimizer(opt: torch.optim.Optimizer) -> Restore:
-    state = {key: _clone(value) for key, value in opt.state.items()}
-    groups = [{k: v for k, v in g.items() if k != "params"} for g in opt.param_groups]
-    rates = _tensors([v for group in groups for v in group.values() if isinstance(v, Tensor)])
-
-    def restore() -> None:
-        opt.state.clear()
-        opt.state.update(state)
-        for group, saved in zip(opt.param_groups, groups, strict=True):
-            group.update(saved)
-            for name in group.keys() - saved.keys() - {"params"}:
-                del group[name]
-        rates()
-
-    return restore
-
-
-def _clone(value: Any) -> Any:
-    if isinstance(value, Tensor):
-        return value.clone()
-    if isinstance(value, dict):
-        return {key: _clone(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_clone(item) for item in value]
-    return value
-
-
-def _stateful(step: Stateful) -> Restore:
-    saved = step.state_dict()
-
-    def restore() -> None:
-        step.load_state_dict(saved)
-
-    return restore
-
-
-def _loader(loader: Any) -> Restore:
-    """The loader's place and counters; running workers are kept aside, not used."""
-    restores = [_attributes(part) for part in parts(loader) if hasattr(part, "__dict__")]
-    for part in parts(loader):
-        if isinstance(part, DataLoader) and part._iterator is not None:  # noqa: SLF001 - no public way
-            vars(part)["_iterator"] = None
-
-    def restore() -> None:
-        for put_back in restores:
-            put_back()
-
-    return restore
-
-
-def parts(loader: Any) -> list[Any]:
-    """Return the loader and what hangs on it: samplers, data sets, generator, each once."""
-    found: dict[int, Any] = {}
-    waiting = [loader]
-    while waiting:
-        part = waiting.pop()
-        if part is not None and id(part) not in found:
-            found[id(part)] = part
-            for name in LOADER_PARTS:
-                held = _held(part, name)
-                waiting += _items(held) if type(held) in (list, tuple) else [held]
-    return list(found.values())
-
-
-def _held(part: Any, name: str) -> Any:
-    """Return an attribute, None where there is none or where a property fails."""
-    try:
-        return getattr(part, name, None)
-    except Exception:  # noqa: BLE001 - whatever a user's property raises, it is no part then
-        return None
-
-
-def _generators(loader: Any, *modules: nn.Module) -> Restore:
-    """The global generators, and every one held by a part of the loader or by a module."""
-    found: dict[int, Any] = {}
-    seen: dict[int, int] = {}
-    for part in [*parts(loader), *(m for model in modules for m in model.modules())]:
-        _search(part, DEPTH, found, seen)
-    restores = [_torch_rng(), _numpy_rng(), _python_rng(), *map(_generator, found.values())]
-
-    def restore() -> None:
-        for put_back in restores:
-            put_back()
-
-    return restore
-
-
-def _search(value: Any, depth: int, found: dict[int, Any], seen: dict[int, int]) -> None:
-    """Gather the generators that `value` is or holds, a few attributes deep."""
-    if isinstance(value, GENERATORS):
-        found[id(value)] = value
-    elif seen.get(id(value), 0) < depth and not isinstance(value, (Tensor, type, ModuleType)):
-        seen[id(value)] = depth
-        inside = vars(value).values() if hasattr(value, "__dict__") else _items(value)
-        for item in list(inside):
-            _search(item, depth - 1, found, seen)
-
-
-def _generator(value: Any) -> Restore:
-    if isinstance(value, torch.Generator):
-        state = value.get_state()
-        return partial(_set_generator, value, state)
-    if isinstance(value, random.Random):
-        python_state = value.getstate()
-        return lambda: value.setstate(python_state)
-    if isinstance(value, np.random.Generator):
-        bits = value.bit_generator.state
-        return lambda: setattr(value.bit_generator, "state", bits)
-    legacy = value.get_state()
-    return lambda: value.set_state(legacy)
-
-
-def _set_generator(generator: torch.Generator, state: Tensor) -> None:
-    generator.set_state(state)
-
-
-def _torch_rng() -> Restore:
-    cpu = torch.get_rng_state()
-    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else None
-    mps = torch.mps.get_rng_state() if torch.backends.mps.is_available() else None
-
-    def restore() -> None:
-        torch.set_rng_state(cpu)
-        if cuda is not None:
-            torch.cuda.set_rng_state_all(cuda)
-        if mps is not None:
-            torch.mps.set_rng_state(mps)
-
-    return restore
-
-
-def _numpy_rng() -> Restore:
-    state = np.random.get_state()  # noqa: NPY002 - users' transforms draw from the global generator
-    return lambda: np.random.set_state(state)  # noqa: NPY002
-
-
-def _python_rng() -> Restore:
-    state = random.getstate()
-    return lambda: random.setstate(state)
+        setattr(part, last, value.to(buffer.device))

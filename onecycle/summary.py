@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from onecycle import batch as batches
 from onecycle import optimizers
 from onecycle.evaluation import Evaluator
-from onecycle.step import infer_loss
+from onecycle.losses import infer_loss
 from onecycle.tables import html_table
 
 WIDTH = 100

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler
 
 from onecycle import batch as batches
-from onecycle import checkpoint, checks, optimizers, state
+from onecycle import checkpoint, checks, optimizers, resuming, snapshot
+from onecycle import plan as plans
 from onecycle.callback import (
     Callback,
     as_callbacks,
@@ -22,13 +23,16 @@ from onecycle.callback import (
 from onecycle.callbacks.live_plot import LivePlot
 from onecycle.callbacks.progress import ProgressBar
 from onecycle.callbacks.recorder import Recorder
+from onecycle.callbacks.saving import Checkpoint
 from onecycle.callbacks.scheduler import ParamScheduler
 from onecycle.callbacks.short_run import ShortRun
 from onecycle.callbacks.torch_scheduler import TorchScheduler
 from onecycle.data.loaders import DataLoaders, as_loaders, check_loader
+from onecycle.display import surface
 from onecycle.evaluation import Evaluator, finished
 from onecycle.found import LRFind
-from onecycle.loop import Loop, Reader
+from onecycle.loop import Loop
+from onecycle.losses import activation, check_scalar, infer_loss
 from onecycle.metrics import Metric, Scores, named
 from onecycle.optimizers import LR, OptFunc, Splitter
 from onecycle.schedules import (
@@ -36,7 +40,7 @@ from onecycle.schedules import (
     progress,
     scaled,
 )
-from onecycle.step import TrainingStep, activation, check_scalar, infer_loss
+from onecycle.step import TrainingStep
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -70,6 +74,7 @@ class Trainer:
         precision: str = "fp32",
         accumulate: int = 1,
         clip: float | None = None,
+        on_nan: str = "raise",
         train_bn: bool = True,
         live_plot: bool = False,
     ) -> None:
@@ -96,7 +101,9 @@ class Trainer:
         )
         self.opt = optimizers.build(self.model, opt_func, wd, splitter)
         self._whole = self.opt is not opt_func
-        self.training_step = TrainingStep(self.opt, self.device, precision, accumulate, clip)
+        self.training_step = TrainingStep(
+            self.opt, self.device, precision, accumulate, clip, on_nan
+        )
         self.train_bn = train_bn
         self.recorder = Recorder()
         self.display = ProgressBar()
@@ -108,6 +115,8 @@ class Trainer:
         self.pred: Any = None
         self.loss: Any = None
         self.loop = Loop()
+        self.plan: dict[str, Any] = {}
+        self._begun = 0
         self._inferred: Callable[[Any, Any], Tensor] | None = None
 
     # ---- training ------------------------------------------------------------------------------
@@ -140,24 +149,50 @@ class Trainer:
         epochs = checks.integer("epochs", epochs)
         lrs = self._lrs("lr", lr)
         scheduler = None if schedule is None else scheduler_of(schedule, lrs)
-        self._fit(range(epochs), epochs, lrs, wd, scheduler, callbacks)
+        self._fit("fit", range(epochs), epochs, lrs, wd, scheduler, callbacks)
 
     # ---- the loop ------------------------------------------------------------------------------
 
     def _fit(
         self,
+        method: str,
         epochs: range,
         n_epochs: int,
         lrs: list[float],
         wd: float | None,
         scheduler: Callback | None,
         callbacks: Iterable[Callback | type[Callback]],
+        saved: tuple[Path, dict[str, Any]] | None = None,
     ) -> None:
         """Run with every callback, and give the hyper-parameters back."""
         decay = None if wd is None else checks.real("wd", wd, low=0.0)
         if decay is not None and not optimizers.has(self.opt, "wd"):
             raise ValueError(f"wd: {type(self.opt).__name__} has no weight decay, leave it out")
         given = [*as_callbacks(self.callbacks), *as_callbacks(callbacks)]
+        self._check(given, scheduler)
+        first: list[Callback] = [self.recorder] if scheduler is None else [self.recorder, scheduler]
+        everyone = [*first, *given, self.display]
+        savers = [callback for callback in given if isinstance(callback, Checkpoint)]
+        self.loop.require_rest()
+        self.plan = plans.of_fit(self, method, epochs, n_epochs, lrs, decay, scheduler)
+        begun, self._begun = self._begun, self._begun + 1
+        saved = saved or self._unfinished(savers)
+        if saved is not None:
+            if resuming.is_behind(self, saved[1], begun):
+                self._say(f"{saved[0]}: this fit is finished there, and left out")
+                self.model.load_state_dict(saved[1]["model"])
+                return
+            resuming.check(self, *saved, everyone)
+            self._say(resuming.line(self, *saved))
+        with optimizers.preserved(self.opt):
+            optimizers.write(self.opt, "lr", lrs)
+            if decay is not None:
+                optimizers.write(self.opt, "wd", [decay])
+            state = saved[1] if saved else None
+            self._run(epochs, n_epochs, everyone, savers=savers, saved=state)
+
+    def _check(self, given: list[Callback], scheduler: Callback | None) -> None:
+        """Refuse what can be known to fail before the first step."""
         new = optimizers.missing(self.opt, self.model) if self._whole else []
         if new:
             raise ValueError(
@@ -170,23 +205,29 @@ class Trainer:
                 "callbacks: a TorchScheduler and another one, or the schedule of this fit, would "
                 "both set the learning rate; use one, with fit(epochs, lr)"
             )
-        first: list[Callback] = [self.recorder] if scheduler is None else [self.recorder, scheduler]
-        everyone = [*first, *given, self.display]
-        with optimizers.preserved(self.opt):
-            optimizers.write(self.opt, "lr", lrs)
-            if decay is not None:
-                optimizers.write(self.opt, "wd", [decay])
-            self._run(epochs, n_epochs, everyone)
+
+    def _unfinished(self, savers: list[Checkpoint]) -> tuple[Path, dict[str, Any]] | None:
+        """Return the unfinished run that one of `savers` is to go on with, if there is one."""
+        resumable = [saver for saver in savers if saver.resume]
+        if len(resumable) > 1:
+            raise ValueError("callbacks: one Checkpoint only can have resume=True")
+        found = resuming.load(resumable[0].path) if resumable else None
+        return None if found is None or found[1]["run"]["finished"] else found
+
+    def _say(self, text: str) -> None:
+        """Tell something in a line, unless nothing is to be shown."""
+        if self.display.table:
+            surface().line(text)
 
     def _run(
         self,
         epochs: range,
         n_epochs: int,
         callbacks: list[Callback],
-        rehearsed: Reader | None = None,
+        **options: Any,
     ) -> None:
         self._inferred = None
-        self.loop.run(self, epochs, n_epochs, callbacks, rehearsed)
+        self.loop.run(self, epochs, n_epochs, callbacks, **options)
 
     @contextmanager
     def rehearsal(self, values: Mapping[str, float] | None = None) -> Iterator[Rehearse]:
@@ -213,14 +254,17 @@ class Trainer:
             nonlocal first
             epochs = range(first, first + steps)
             first = epochs.stop
-            with state.training_preserved(self._modules, self.opt, self.training_step):
+            with (
+                snapshot.training_preserved(self.modules, self.opt, self.training_step),
+                self.training_step.guard.off(),
+            ):
                 for name, value in (values or {}).items():
                     optimizers.write(self.opt, name, [value])
-                self._run(epochs, epochs.stop, [ShortRun(steps), *callbacks], read)
+                self._run(epochs, epochs.stop, [ShortRun(steps), *callbacks], aside=read)
                 return then()
 
         try:
-            with state.surroundings_preserved(self._modules, self.data.train):
+            with snapshot.surroundings_preserved(self.modules, self.data.train):
                 yield rehearse
         finally:
             vars(self).update(before)
@@ -326,6 +370,51 @@ class Trainer:
         checkpoint.restore(path, self.model, self.opt if with_opt else None)
         return self
 
+    def resume(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        callbacks: Iterable[Callback | type[Callback]] = (),
+    ) -> None:
+        """Finish the fit that was running when a `Checkpoint` wrote `path`, as it was planned.
+
+        Training goes on at the very batch, and ends bit for bit as if it had never been stopped;
+        checkpoints go on, too.
+
+        Args:
+            path: a checkpoint; if it is damaged the one before it is taken, with a warning.
+            callbacks: those that the fit was given, for no file can hold them; their states are
+                restored.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+            ValueError: it is damaged, of another model, data or settings, or the run is finished;
+                or its schedule is a function of your own: then call the same fit again with
+                `Checkpoint(path, resume=True)`.
+        """
+        found = resuming.load(Path(path))
+        if found is None:
+            raise FileNotFoundError(f"path: there is no file {str(path)!r}")
+        file, saved = found
+        there = saved["run"]["plan"]
+        if saved["run"]["finished"]:
+            raise ValueError(
+                f"path: the run in {str(file)!r} is finished; learn.load takes its model"
+            )
+        try:
+            scheduler = plans.scheduler_of(there)
+        except ValueError as error:
+            raise ValueError(
+                f"path: {str(file)!r}: {error}; call the same {there['method']} again, with "
+                "Checkpoint(path, resume=True) among its callbacks"
+            ) from None
+        given = as_callbacks(callbacks)
+        if not any(isinstance(cb, Checkpoint) for cb in [*given, *as_callbacks(self.callbacks)]):
+            given.append(Checkpoint(path, **saved["run"]["rules"]))
+        epochs = range(there["start_epoch"], there["start_epoch"] + there["epochs"])
+        rest = there["tot_epochs"], plans.rates(there), there["wd"], scheduler, given
+        self._fit(there["method"], epochs, *rest, saved=found)
+
     def no_bar(self) -> AbstractContextManager[None]:
         """Show no bar in the block; the table stays."""
         return self._display(ProgressBar(bar=False, table=self.display.table))
@@ -346,7 +435,7 @@ class Trainer:
 
     @property
     def _evaluator(self) -> Evaluator:
-        return Evaluator(self._modules, self.device, self.training_step.autocast)
+        return Evaluator(self.modules, self.device, self.training_step.autocast)
 
     def _loader(self, dl: Iterable[Any] | None) -> Iterable[Any]:
         loader = self.data.valid if dl is None else dl
@@ -364,7 +453,7 @@ class Trainer:
         return activation(loss_func)
 
     @property
-    def _modules(self) -> list[nn.Module]:
+    def modules(self) -> list[nn.Module]:
         """Everything that training can change beside the optimizer."""
         loss = [self.loss_func] if isinstance(self.loss_func, nn.Module) else []
         return [self.model, *loss]

@@ -25,7 +25,7 @@ from helpers import (
 from torch import nn
 from torch.utils.data import ConcatDataset, DataLoader
 
-from onecycle import Callback, Learner, state
+from onecycle import Callback, Learner, snapshot
 
 
 def sweep(learn, **options):
@@ -479,7 +479,7 @@ def test_ctrl_c_waits_until_a_snapshot_is_back():
     done = []
 
     def restore():
-        with state.uninterrupted():
+        with snapshot.uninterrupted():
             signal.raise_signal(signal.SIGINT)
             done.append("restored")
 

@@ -13,21 +13,16 @@ import onecycle
 
 PACKAGE = Path(onecycle.__file__).parent
 LAYERS = [
-    {"checks", "batch", "smoothing", "state", "files", "plot", "tables"},
-    {
-        "schedules",
-        "optimizers",
-        "metrics",
-        "suggest",
-        "models",
-        "checkpoint",
-        "display",
-        "plot_lr_find",
-    },
-    {"callback", "data", "evaluation", "freezing", "plot_activations", "found"},
+    {"checks", "batch", "smoothing", "generators", "interrupts", "files", "plot", "tables"},
+    {"snapshot", "schedules", "optimizers", "metrics", "series", "suggest"}
+    | {"models", "losses", "display", "plot_lr_find"},
+    {"checkpoint", "callback", "data", "evaluation", "freezing", "plot_activations", "found"},
+    {"guard", "state"},
     {"step", "loop"},
     {"callbacks", "summary"},
-    {"report", "trainer", "finder"},
+    {"plan", "report", "finder"},
+    {"resuming"},
+    {"trainer"},
     {"learner"},
     {"__main__"},
 ]
@@ -79,6 +74,7 @@ def test_public_names():
         "CancelBatch",
         "CancelEpoch",
         "CancelTrain",
+        "Checkpoint",
         "DataLoaders",
         "LRFind",
         "LRFinder",

@@ -70,6 +70,14 @@ class LRFinder(Callback):
         lr = self._schedule(schedules.progress(len(self.lrs), self.num_it))
         optimizers.write(learn.opt, "lr", [lr * ratio for ratio in self._ratios])
 
+    def on_backward_begin(self, learn: Learner) -> None:
+        """Stop at a loss that is not finite, before it is trained on."""
+        loss = learn.loss.item()
+        if not math.isfinite(loss):
+            self.lrs.append(optimizers.read(learn.opt, "lr"))
+            self.losses.append(loss)
+            raise CancelTrain
+
     def on_step_end(self, learn: Learner) -> None:
         """Record the step; stop at the end, at divergence, or at a loss that is not finite."""
         self.lrs.append(optimizers.read(learn.opt, "lr"))

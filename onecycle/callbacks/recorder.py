@@ -7,7 +7,8 @@ import io
 import json
 import math
 import time
-from array import array
+import warnings
+from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,6 +20,7 @@ from onecycle import checks, files, optimizers
 from onecycle.callback import Callback
 from onecycle.files import PathLike
 from onecycle.metrics import RESERVED
+from onecycle.series import Series
 from onecycle.smoothing import Array, centred_mean
 
 if TYPE_CHECKING:
@@ -42,7 +44,12 @@ class Recorder(Callback):
     * `history`: one dict for every epoch: epoch (counted from 1 over all fits), train_loss (the
       exact mean over the epoch's samples), valid_loss and the metrics where there is validation
       data, lr of the last step, seconds.
-    * `fits`: the number of steps and of epochs there were before each fit.
+    * `fits`: the number of recorded steps and of epochs there were before each fit.
+    * `plans`: what each of these fits was: method, epochs, rates and schedule, by name.
+
+    Losses, momenta and norms are kept in single precision, learning rates in double: 16 bytes for a
+    step, 20 with norms. For runs of very many steps set `learn.recorder.every = 10` to keep one
+    step in ten from the next fit on; the rows of the epochs are of all steps nevertheless.
 
     >>> recorder = Recorder()
     >>> recorder.losses, recorder.history
@@ -53,40 +60,49 @@ class Recorder(Callback):
         self.history: list[Row] = []
         self.fits: list[tuple[int, int]] = []
         self.lr_find: LRFind | None = None
-        self._losses = array("d")
-        self._lrs = array("d")
-        self._moms = array("d")
-        self._grad_norms = array("d")
+        self.plans: list[dict[str, Any]] = []
+        self.every = 1
+        self._losses = Series("f")
+        self._lrs = Series("d")
+        self._moms = Series("f")
+        self._grad_norms = Series("f")  # as long as the others up to the last fit that measured
+        self._measures = False
         # (steps, place on the axis of epochs) after each epoch, also one that was broken off.
         self._marks: list[tuple[int, float]] = [(0, 0.0)]
         self._places: list[float] = []
-        self._per_epoch = 1
+        self._per_epoch = 1.0
         self._unread: list[Tensor] = []
         self._unread_norms: list[Tensor] = []
-        self._samples: list[int] = []
+        self._unread_samples: list[int] = []
+        self._epoch = RunningLoss()
+        self._steps = 0  # of this fit, read
+        self._every = 1
+        self._lr = math.nan
         self._started = 0.0
 
     @property
     def losses(self) -> Array:
         """Training loss of every step."""
         self._read()
-        return np.array(self._losses)
+        return self._losses.values()
 
     @property
     def lrs(self) -> Array:
         """Learning rate of every step."""
-        return np.array(self._lrs)
+        return self._lrs.values()
 
     @property
     def moms(self) -> Array:
         """Momentum of every step, nan where the optimizer has none."""
-        return np.array(self._moms)
+        # What was 0.95 is to be 0.95 again after single precision.
+        return np.round(self._moms.values(), 7)
 
     @property
     def grad_norms(self) -> Array:
         """Norm of the gradients of every step before clipping, nan where it was not measured."""
         self._read()
-        return np.array(self._grad_norms)
+        norms = self._grad_norms.values()
+        return np.pad(norms, (0, len(self._lrs) - len(norms)), constant_values=np.nan)
 
     @property
     def smooth_losses(self) -> Array:
@@ -159,21 +175,31 @@ class Recorder(Callback):
     def on_train_begin(self, learn: Learner) -> None:
         """Mark where this fit begins."""
         self.fits.append((len(self._lrs), len(self.history)))
-        self._per_epoch = learn.steps_per_epoch
+        self.plans.append(learn.plan)
+        self._every = checks.integer("recorder.every", self.every)
+        self._steps = 0
+        self._per_epoch = learn.steps_per_epoch / self._every
+        self._measures = learn.training_step.clip is not None
+        if self._measures:
+            self._grad_norms = Series("f", self.grad_norms)
 
     def on_epoch_begin(self, learn: Learner) -> None:  # noqa: ARG002
         """Start the clock of the epoch."""
         self._read()
-        self._samples.clear()
+        self._epoch = RunningLoss()
         self._started = time.perf_counter()
 
     def on_step_end(self, learn: Learner) -> None:
         """Note the step; its loss stays on the device until a block of them is read."""
-        self._lrs.append(optimizers.read(learn.opt, "lr"))
-        self._moms.append(optimizers.read(learn.opt, "mom"))
-        self._unread.append(learn.training_step.loss)
-        self._unread_norms.append(learn.training_step.grad_norm)
-        self._samples.append(learn.training_step.samples)
+        step = learn.training_step
+        self._lr = optimizers.read(learn.opt, "lr")
+        if (self._steps + len(self._unread)) % self._every == 0:
+            self._lrs.append(self._lr)
+            self._moms.append(optimizers.read(learn.opt, "mom"))
+        self._unread.append(step.loss)
+        self._unread_samples.append(step.samples)
+        if self._measures:
+            self._unread_norms.append(step.grad_norm)
         if len(self._unread) >= BLOCK:
             self._read()
 
@@ -186,46 +212,67 @@ class Recorder(Callback):
         self.history.append(
             {
                 "epoch": len(self.history) + 1,
-                "train_loss": self._train_loss(),
+                "train_loss": self._epoch.mean(),
                 **learn.scores,
-                "lr": self._lrs[-1] if self._samples else optimizers.read(learn.opt, "lr"),
+                "lr": self._lr if self._epoch.steps else optimizers.read(learn.opt, "lr"),
                 "seconds": time.perf_counter() - self._started,
             }
         )
+        self._started = 0.0
+        if self._epoch.bad and not self._epoch.lost:
+            warnings.warn(
+                f"{self._epoch.bad} of {self._epoch.steps} steps of epoch {len(self.history)} had "
+                "no finite loss: its train_loss is the mean of the others",
+                stacklevel=2,
+            )
 
     def on_train_end(self, learn: Learner) -> None:  # noqa: ARG002
         """Mark an epoch that was broken off; forget the fit when nothing came of it."""
+        self._started = 0.0
         if len(self._lrs) > self._marks[-1][0]:
             self._marks.append(self._here())
         if self.fits and self.fits[-1] == (len(self._lrs), len(self.history)):
             self.fits.pop()
+            self.plans.pop()
 
     def state_dict(self) -> dict[str, Any]:
-        """Return everything recorded, as plain lists."""
+        """Return everything recorded, and how far a running epoch is."""
+        self._read()
         return {
             "history": [dict(row) for row in self.history],
             "fits": [list(fit) for fit in self.fits],
-            "losses": self.losses.tolist(),
-            "lrs": self._lrs.tolist(),
-            "moms": self._moms.tolist(),
-            "grad_norms": self._grad_norms.tolist(),
+            "plans": list(self.plans),
+            "losses": _tensor(self._losses, torch.float32),
+            "lrs": _tensor(self._lrs, torch.float64),
+            "moms": _tensor(self._moms, torch.float32),
+            "grad_norms": _tensor(self._grad_norms, torch.float32),
             "marks": [list(mark) for mark in self._marks],
             "places": list(self._places),
+            "running": [*vars(self._epoch).values()],
+            "steps": self._steps,
+            "lr": self._lr,
+            "seconds": time.perf_counter() - self._started if self._started else 0.0,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take back what was recorded; what is here is replaced."""
         self.history = [dict(row) for row in state["history"]]
         self.fits = [(steps, epochs) for steps, epochs in state["fits"]]
-        self._losses = array("d", state["losses"])
-        self._lrs = array("d", state["lrs"])
-        self._moms = array("d", state["moms"])
-        self._grad_norms = array("d", state["grad_norms"])
+        self.plans = list(state["plans"])
+        self._losses = Series("f", _floats(state["losses"]))
+        self._lrs = Series("d", _floats(state["lrs"]))
+        self._moms = Series("f", _floats(state["moms"]))
+        self._grad_norms = Series("f", _floats(state["grad_norms"]))
         self._marks = [(steps, place) for steps, place in state["marks"]]
         self._places = list(state["places"])
         self._unread.clear()
         self._unread_norms.clear()
-        self._samples.clear()
+        self._unread_samples.clear()
+        self._epoch = RunningLoss(*state["running"])
+        self._steps = state["steps"]
+        self._lr = state["lr"]
+        elapsed = state["seconds"]
+        self._started = time.perf_counter() - elapsed if elapsed else 0.0
 
     def plot(self, ax: Axes | None = None) -> Axes:
         """Draw loss against learning rate of the last `lr_find`; return the axes.
@@ -329,19 +376,57 @@ class Recorder(Callback):
         steps, place = self._marks[-1]
         return len(self._lrs), place + min(1.0, (len(self._lrs) - steps) / self._per_epoch)
 
-    def _train_loss(self) -> float:
-        if not self._samples:
-            return float("nan")
-        losses = np.array(self._losses[-len(self._samples) :])
-        return float(np.average(losses, weights=self._samples))
-
     def _read(self) -> None:
         """Move the unread losses to the host, all at once."""
-        if self._unread:
-            self._losses.extend(torch.stack(self._unread).tolist())
-            self._grad_norms.extend(torch.stack(self._unread_norms).tolist())
-            self._unread.clear()
-            self._unread_norms.clear()
+        if not self._unread:
+            return
+        losses = torch.stack(self._unread).tolist()
+        self._epoch.add(losses, self._unread_samples)
+        kept = slice(-self._steps % self._every, None, self._every)
+        self._losses.extend(losses[kept])
+        if self._unread_norms:
+            self._grad_norms.extend(torch.stack(self._unread_norms).tolist()[kept])
+        self._steps += len(losses)
+        self._unread.clear()
+        self._unread_norms.clear()
+        self._unread_samples.clear()
+
+
+@dataclass
+class RunningLoss:
+    """The mean loss over the samples of an epoch, summed step by step.
+
+    In that order and no other, so that a resumed epoch has the same sum to the last bit.
+    """
+
+    total: float = 0.0
+    samples: int = 0
+    steps: int = 0
+    bad: int = 0
+    lost: bool = False
+
+    def add(self, losses: list[float], samples: list[int]) -> None:
+        """Take the losses of some steps, each a mean over its samples."""
+        self.steps += len(losses)
+        for loss, n in zip(losses, samples, strict=True):
+            self.lost = not math.isfinite(loss)
+            if not self.lost:
+                self.total += loss * n
+                self.samples += n
+            else:
+                self.bad += 1
+
+    def mean(self) -> float:
+        """Return the mean over the steps with a finite loss; nan if the last one had none."""
+        return math.nan if self.lost or not self.samples else self.total / self.samples
+
+
+def _tensor(series: Series, dtype: torch.dtype) -> Tensor:
+    return torch.from_numpy(series.values()).to(dtype)
+
+
+def _floats(values: Any) -> list[float]:
+    return list(torch.as_tensor(values).tolist())
 
 
 def _reach(steps: int) -> int:

@@ -58,11 +58,11 @@ class TorchScheduler(Callback):
             raise TypeError(
                 f"make must return a scheduler that counts steps, got {type(scheduler).__name__}"
             )
+        if scheduler.optimizer is not learn.opt:
+            raise ValueError("make must build the scheduler on the optimizer that it is given")
         self._scheduler = scheduler
         if self._resumed and self._state is not None:
-            scheduler.load_state_dict(self._state)
-            # Most compute the next rate from the one that the optimizer has.
-            optimizers.write_each(learn.opt, "lr", list(map(float, scheduler.get_last_lr())))
+            self._go_on(scheduler, self._state)
         self._resumed = False
 
     def on_step_end(self, learn: Learner) -> None:  # noqa: ARG002 - the contract of a hook
@@ -86,5 +86,15 @@ class TorchScheduler(Callback):
         return {"scheduler": current}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from there in the next fit."""
-        self._state, self._resumed = state["scheduler"], True
+        """Go on from there: at once while a fit runs, else in the next one."""
+        if self._scheduler is not None and state["scheduler"] is not None:
+            self._go_on(self._scheduler, state["scheduler"])
+        else:
+            self._state, self._resumed = state["scheduler"], True
+
+    @staticmethod
+    def _go_on(scheduler: LRScheduler, state: dict[str, Any]) -> None:
+        scheduler.load_state_dict(state)
+        # Most compute the next rate from the one that the optimizer has.
+        rates = list(map(float, scheduler.get_last_lr()))
+        optimizers.write_each(scheduler.optimizer, "lr", rates)

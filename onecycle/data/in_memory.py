@@ -76,11 +76,21 @@ class InMemoryLoader:
 
     def __iter__(self) -> Iterator[tuple[Tensor, ...]]:
         """Yield the batches of the chosen epoch."""
+        return self.batches()
+
+    def batches(self, first: int = 0) -> Iterator[tuple[Tensor, ...]]:
+        """Yield the batches of the chosen epoch from number `first` on.
+
+        >>> loader = InMemoryLoader(torch.arange(5), batch_size=2)
+        >>> [batch[0].tolist() for batch in loader.batches(first=1)]
+        [[2, 3], [4]]
+        """
+        begin = first * self.batch_size
         if not self.shuffle:
-            for first in range(0, self.n, self.batch_size):
+            for start in range(begin, self.n, self.batch_size):
                 # Copies, for a model may write into its input.
-                yield tuple(t[first : first + self.batch_size].clone() for t in self.tensors)
+                yield tuple(t[start : start + self.batch_size].clone() for t in self.tensors)
             return
-        order = self.order(self.epoch).to(self.tensors[0].device)
-        for chosen in torch.split(order, self.batch_size):
+        order = self.order(self.epoch)[begin:].to(self.tensors[0].device)
+        for chosen in torch.split(order, self.batch_size) if len(order) else ():
             yield tuple(tensor[chosen] for tensor in self.tensors)

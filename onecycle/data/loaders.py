@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -11,8 +10,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, IterableDataset
 
-from onecycle import checks, state
+from onecycle import checks
 from onecycle.data.in_memory import InMemoryLoader
+from onecycle.data.reading import Reader
 
 
 class DataLoaders:
@@ -54,51 +54,22 @@ class DataLoaders:
         self.train = train
         self.valid = valid
         self._steps = steps_per_epoch
-        self._stream: Iterator[Any] | None = None
+        self._stream = Reader(self, steps_per_epoch)
 
     @property
     def steps_per_epoch(self) -> int:
         """Training batches in an epoch, of the `train` that is there now."""
         return _length("train", self.train) if self._steps is None else self._steps
 
-    def reader(self, *, aside: bool = False) -> Callable[[int], Iterator[Any]]:
-        """Return a function from an epoch's number to its batches, for one run.
+    def reader(self, *, aside: bool = False) -> Reader:
+        """Return what gives the batches of an epoch, for one run.
 
         With `steps_per_epoch` given a run goes on in the stream where the last one stopped;
         `aside` reads from its beginning and leaves that place as it is.
         """
-        if self._steps is None:
-            return self._whole
-        steps = self._steps
-        if aside:
-            apart = self._endless()
-            return lambda _: itertools.islice(apart, steps)
-        return lambda _: self._go_on(steps)
-
-    def _go_on(self, steps: int) -> Iterator[Any]:
-        if self._stream is None:
-            self._stream = self._endless()
-        batch = None
-        try:
-            for batch in itertools.islice(self._stream, steps):
-                yield batch
-        except Exception:
-            self._stream = None
-            raise
-        if batch is None:
-            self._stream = None
-
-    def _whole(self, epoch: int) -> Iterator[Any]:
-        set_epoch(self.train, epoch)
-        return iter(self.train)
-
-    def _endless(self) -> Iterator[Any]:
-        for number in itertools.count():
-            batch = None
-            for batch in self._whole(number):
-                yield batch
-            if batch is None:
-                return
+        if aside or self._steps is None:
+            return Reader(self, self._steps)
+        return self._stream
 
     @classmethod
     def from_tensors(
@@ -160,13 +131,6 @@ def as_loaders(data: Any) -> DataLoaders:
             "without validation data give (train, None)"
         )
     return DataLoaders(*data)
-
-
-def set_epoch(loader: Any, epoch: int) -> None:
-    """Tell the loader, its samplers and its data set the epoch, where they want to know it."""
-    for part in state.parts(loader):
-        if hasattr(part, "set_epoch"):
-            part.set_epoch(epoch)
 
 
 def _pick(tensors: tuple[Tensor, ...], chosen: Tensor) -> tuple[Tensor, Tensor]:

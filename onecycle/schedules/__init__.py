@@ -14,7 +14,6 @@ Without it a border may lie between two steps, until `fit`, which knows the step
 from onecycle.schedules.cycle import one_cycle, one_cycle_momentum
 from onecycle.schedules.policies import flat_cos, repeat, sgdr, step_decay, triangular, wsd
 from onecycle.schedules.shapes import (
-    Schedule,
     constant,
     cosine,
     exp_decay,
@@ -29,6 +28,7 @@ from onecycle.schedules.shapes import (
     sample,
     scaled,
 )
+from onecycle.schedules.spec import Schedule
 
 __all__ = [
     "Schedule",

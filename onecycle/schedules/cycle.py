@@ -1,7 +1,8 @@
 """The 1cycle policy: learning rate up and down once, momentum down and up."""
 
 from onecycle import checks
-from onecycle.schedules.shapes import Schedule, cosine, joined, linear, progress, stepped
+from onecycle.schedules.shapes import cosine, joined, linear, progress, stepped
+from onecycle.schedules.spec import Schedule
 
 
 @stepped

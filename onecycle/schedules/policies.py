@@ -10,7 +10,6 @@ from itertools import count, cycle, pairwise
 
 from onecycle import checks
 from onecycle.schedules.shapes import (
-    Schedule,
     before_last,
     constant,
     cosine,
@@ -22,6 +21,7 @@ from onecycle.schedules.shapes import (
     progress,
     stepped,
 )
+from onecycle.schedules.spec import Schedule
 
 COOLDOWNS = {"linear": linear, "1-sqrt": one_minus_sqrt, "cos": cosine}
 MODES = ("triangular", "triangular2", "exp_range")

@@ -8,8 +8,7 @@ from itertools import pairwise
 from typing import Any
 
 from onecycle import checks
-
-Schedule = Callable[[float], float]
+from onecycle.schedules.spec import Schedule, described
 
 
 class Stepped:
@@ -31,6 +30,7 @@ class Stepped:
 def stepped(builder: Callable[..., Schedule]) -> Callable[..., Schedule]:
     """Let what `builder` returns for no `total_steps` be told them later, by `on_steps`."""
 
+    @described
     @functools.wraps(builder)
     def build(*args: Any, total_steps: int | None = None, **options: Any) -> Schedule:
         def planned(steps: int | None) -> Schedule:
@@ -69,6 +69,7 @@ def sample(schedule: Schedule, total_steps: int) -> list[float]:
     return [schedule(progress(t, total_steps)) for t in range(total_steps)]
 
 
+@described
 def constant(value: float) -> Schedule:
     """Return p -> `value`.
 
@@ -78,6 +79,7 @@ def constant(value: float) -> Schedule:
     return lambda _: value
 
 
+@described
 def linear(start: float = 1.0, end: float = 0.0) -> Schedule:
     """Return p -> `start` (1 - p) + `end` p; as it stands, linear to zero.
 
@@ -89,6 +91,7 @@ def linear(start: float = 1.0, end: float = 0.0) -> Schedule:
     return lambda p: start * (1.0 - p) + end * p
 
 
+@described
 def cosine(start: float = 1.0, end: float = 0.0) -> Schedule:
     """Return p -> `start` w + `end` (1 - w) with w = (1 + cos(pi p)) / 2, half a cosine.
 
@@ -105,6 +108,7 @@ def cosine(start: float = 1.0, end: float = 0.0) -> Schedule:
     return schedule
 
 
+@described
 def exponential(start: float, end: float) -> Schedule:
     """Return p -> `start`^(1 - p) `end`^p, a straight line on a logarithmic axis.
 
@@ -119,6 +123,7 @@ def exponential(start: float, end: float) -> Schedule:
     return lambda p: start ** (1.0 - p) * end**p
 
 
+@described
 def poly(start: float = 1.0, end: float = 0.0, power: float = 2.0) -> Schedule:
     """Return p -> `end` + (`start` - `end`) (1 - p)^`power`: steep at first for a power above 1.
 
@@ -138,6 +143,7 @@ def poly(start: float = 1.0, end: float = 0.0, power: float = 2.0) -> Schedule:
     return schedule
 
 
+@described
 def rex(start: float = 1.0, end: float = 0.0) -> Schedule:
     """Return p -> `start` w + `end` (1 - w) with w = (1 - p) / (1 - p / 2).
 
@@ -156,6 +162,7 @@ def rex(start: float = 1.0, end: float = 0.0) -> Schedule:
     return schedule
 
 
+@described
 def one_minus_sqrt(start: float = 1.0, end: float = 0.0) -> Schedule:
     """Return p -> `start` w + `end` (1 - w) with w = 1 - sqrt(p): steep at first.
 
@@ -200,6 +207,7 @@ def before_last(epochs: float, total_steps: int | None) -> float:
     return epochs if total_steps is None else epochs * (total_steps - 1) / total_steps
 
 
+@described
 def scaled(schedule: Schedule, factor: float) -> Schedule:
     """Return p -> `factor` times `schedule`(p).
 
@@ -212,6 +220,7 @@ def scaled(schedule: Schedule, factor: float) -> Schedule:
     return lambda p: factor * schedule(p)
 
 
+@described
 def join(*schedules: Schedule, at: Sequence[float]) -> Schedule:
     """Return `schedules` one after the other.
 

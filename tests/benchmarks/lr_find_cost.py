@@ -12,7 +12,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from onecycle import DataLoaders, Learner, state
+from onecycle import DataLoaders, Learner, snapshot
 
 RUNS = 15
 
@@ -45,8 +45,8 @@ def preserved(learn: Learner) -> None:
     """What lr_find does around a sweep."""
     train = learn.data.train
     with (
-        state.surroundings_preserved([learn.model], train),
-        state.training_preserved([learn.model], learn.opt, learn.training_step),
+        snapshot.surroundings_preserved([learn.model], train),
+        snapshot.training_preserved([learn.model], learn.opt, learn.training_step),
     ):
         pass
 

@@ -1,0 +1,213 @@
+"""The guard: what is not finite does not reach parameters, buffers or the optimizer."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from onecycle import batch as batches
+from onecycle import checks, optimizers
+from onecycle.callback import CancelBatch
+
+if TYPE_CHECKING:
+    from onecycle.trainer import Trainer
+
+POLICIES = ("raise", "skip", "ignore")
+BLOCK = 512  # steps between two looks at an accelerator
+WHAT = "a loss or gradient that is not finite"
+
+
+class Guard:
+    """Refuses a step whose loss or gradient is not finite, before it is taken.
+
+    The CPU tells at once. An accelerator is not waited for: there, an optimizer that takes
+    `found_inf` as torch's fused ones do leaves such a step out by itself, and it is told within
+    `BLOCK` steps; any other optimizer has to wait.
+
+    Args:
+        opt: the optimizer.
+        device: where the model is.
+        policy: "raise" FloatingPointError; "skip" the batch with a warning; or "ignore" it.
+
+    Raises:
+        ValueError: another policy.
+    """
+
+    def __init__(self, opt: torch.optim.Optimizer, device: torch.device, policy: str) -> None:
+        self.policy = checks.choice("on_nan", policy, POLICIES)
+        self._opt = opt
+        self._waits = device.type == "cpu"
+        # On an accelerator: whether this step is bad, and how many were since the last look.
+        self._bad = torch.zeros(1, device=device)
+        self._count = torch.zeros(1, device=device)
+        self._steps = 0
+        self._kept = Kept([])
+
+    def begin(self, modules: Sequence[nn.Module]) -> None:
+        """Begin a run: what `modules` have in buffers is good."""
+        self._kept = Kept([] if self.policy == "ignore" else modules)
+        self._waits = self._bad.device.type == "cpu" or not _takes_found_inf(self._opt)
+        self._bad.zero_()
+        self._count.zero_()
+        self._steps = 0
+
+    @contextmanager
+    def off(self) -> Iterator[None]:
+        """Ignore everything in the block."""
+        policy, self.policy = self.policy, "ignore"
+        try:
+            yield
+        finally:
+            self.policy = policy
+
+    def check_loss(self, learn: Trainer, loss: Tensor) -> None:
+        """Refuse a loss that is not finite, before its backward pass."""
+        if self.policy == "ignore":
+            return
+        if not self._waits:
+            self._bad.logical_or_(~loss.detach().isfinite())
+        elif not math.isfinite(loss.item()):
+            self._refuse(learn, f"the loss is {loss.item()}")
+
+    def check_gradients(self, learn: Trainer, gradients: list[Tensor], norm: Tensor | None) -> None:
+        """Refuse gradients of which one is not finite, before the optimizer sees them.
+
+        Args:
+            learn: what is trained.
+            gradients: of all parameters.
+            norm: of all of them together, where it is known.
+        """
+        if self.policy == "ignore":
+            return
+        if self._waits:
+            if not (_finite(gradients) if norm is None else math.isfinite(norm.item())):
+                self._refuse(learn, "a gradient is not finite")
+            self._kept.keep()
+            return
+        torch._amp_foreach_non_finite_check_and_unscale_(
+            gradients, self._bad, torch.ones_like(self._bad)
+        )
+        vars(self._opt).update(found_inf=self._bad, grad_scale=None)
+
+    def stepped(self, learn: Trainer) -> None:
+        """Look, once in a block, whether an accelerator has left steps out."""
+        if self._waits or self.policy == "ignore":
+            return
+        for name in ("found_inf", "grad_scale"):
+            vars(self._opt).pop(name, None)
+        self._count += self._bad
+        if self.policy == "skip":
+            self._bad.zero_()
+        self._steps += 1
+        if self._steps % BLOCK == 0 or learn.last_batch:
+            self._look(learn)
+
+    def check_validation(self, learn: Trainer) -> None:
+        """Refuse to go on after an epoch whose validation loss is not finite."""
+        loss = learn.scores.get("valid_loss", 0.0)
+        if math.isfinite(loss) or self.policy == "ignore":
+            return
+        text = (
+            f"valid_loss is {loss} after epoch {learn.epoch + 1}, {_place(learn)}: the model is "
+            "as it was trained; look for values that are not finite in the validation data"
+        )
+        if self.policy == "raise":
+            raise FloatingPointError(f'{text}; on_nan="skip" goes on')
+        warnings.warn(text, stacklevel=2)
+
+    def _look(self, learn: Trainer) -> None:
+        """Wait for the device, which has left steps out, all from the first bad one on to raise."""
+        count = int(self._count.item())
+        if not count:
+            self._kept.keep()
+            return
+        self._bad.zero_()
+        self._count.zero_()
+        self._kept.put_back()
+        if self.policy == "skip":
+            warnings.warn(f"{count} steps with {WHAT} were left out", stacklevel=2)
+        else:
+            text = f"{WHAT} at step {learn.step - count + 1}, by {_place(learn)} nothing more"
+            raise FloatingPointError(f"{text} was updated. {_remedy(learn.batch)}")
+
+    def _refuse(self, learn: Trainer, what: str) -> None:
+        """Put the buffers back, and raise or skip."""
+        self._kept.put_back()
+        text = f"{what} at step {learn.step + 1}, {_place(learn)}: nothing was updated"
+        text = f"{text}. {_remedy(learn.batch)}"
+        if self.policy == "raise":
+            raise FloatingPointError(f'{text}; on_nan="skip" leaves such batches out')
+        warnings.warn(f"batch skipped: {text}", stacklevel=2)
+        raise CancelBatch
+
+
+class Kept:
+    """A copy of all buffers, such as the running statistics of batch norm, as they last were good.
+
+    Args:
+        modules: those whose buffers to keep.
+    """
+
+    def __init__(self, modules: Sequence[nn.Module]) -> None:
+        inside = (part for module in modules for part in module.modules())
+        self._buffers = [part._buffers for part in inside if part._buffers]  # noqa: SLF001
+        self._copies: dict[tuple[int, str], tuple[Tensor, int, Tensor]] = {}
+        self.keep()
+
+    def keep(self) -> None:
+        """Copy those that have changed."""
+        for i, buffers in enumerate(self._buffers):
+            for name, buffer in buffers.items():
+                if buffer is None:
+                    continue
+                known = self._copies.get((i, name))
+                if known is None or known[0] is not buffer:
+                    copy = buffer.detach().clone()
+                elif known[1] != buffer._version:  # noqa: SLF001 - how torch counts changes
+                    copy = known[2].copy_(buffer.detach())
+                else:
+                    continue
+                self._copies[i, name] = (buffer, buffer._version, copy)  # noqa: SLF001
+
+    def put_back(self) -> None:
+        """Give all of them their last good values."""
+        for (i, name), (buffer, version, copy) in self._copies.items():
+            self._buffers[i][name] = buffer
+            if buffer._version != version:  # noqa: SLF001
+                with torch.no_grad():
+                    buffer.copy_(copy)
+                self._copies[i, name] = (buffer, buffer._version, copy)  # noqa: SLF001
+
+
+def _finite(gradients: list[Tensor]) -> bool:
+    """Tell whether all gradients are finite, by one call where they are alike."""
+    if len({(g.dtype, g.layout) for g in gradients}) == 1 and gradients[0].layout is torch.strided:
+        found = torch.zeros(1)
+        torch._amp_foreach_non_finite_check_and_unscale_(gradients, found, torch.ones(1))
+        return not found.item()
+    return all(bool(_values(g).isfinite().all()) for g in gradients)
+
+
+def _values(gradient: Tensor) -> Tensor:
+    return gradient.coalesce().values() if gradient.is_sparse else gradient
+
+
+def _takes_found_inf(opt: torch.optim.Optimizer) -> bool:
+    return bool(getattr(opt, "_step_supports_amp_scaling", False))
+
+
+def _place(learn: Trainer) -> str:
+    lr = optimizers.read(learn.opt, "lr")
+    return f"epoch {learn.epoch + 1}, batch {learn.batch_index + 1}, learning rate {lr:.3g}"
+
+
+def _remedy(batch: Any) -> str:
+    if not batches.finite(batch):
+        return "The batch itself holds values that are not finite: clean the data"
+    return "Use a lower learning rate (see lr_find), clip=1.0, or look at what the loss divides by"

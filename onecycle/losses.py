@@ -1,0 +1,86 @@
+"""Losses: checked, inferred from the target, and what turns a model's output into predictions."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+
+def check_scalar(loss: Any) -> Tensor:
+    """Return `loss` if it is a tensor with one number."""
+    if not isinstance(loss, Tensor):
+        raise TypeError(f"loss_func must return a tensor, got {type(loss).__name__}: {loss!r}")
+    if loss.ndim:
+        shape = tuple(loss.shape)
+        raise ValueError(f"loss_func must return a scalar, got a shape of {shape}: take its mean")
+    return loss
+
+
+def check_loss(loss: Any) -> None:
+    """Refuse a loss that cannot be trained on, before anything is changed."""
+    if not check_scalar(loss).requires_grad:
+        raise ValueError(
+            "loss_func returned a loss without gradient: compute it from pred by torch operations, "
+            "with no detach, item or argmax, and train at least one parameter"
+        )
+
+
+def infer_loss(target: Any) -> Callable[[Tensor, Tensor], Tensor]:
+    """Return cross entropy for a target of integers, the mean squared error for floats."""
+    if isinstance(target, Tensor) and target.is_floating_point():
+        return mse_loss
+    if isinstance(target, Tensor) and not target.is_complex() and target.dtype != torch.bool:
+        return cross_entropy
+    kind = f"a tensor of {target.dtype}" if isinstance(target, Tensor) else type(target).__name__
+    raise ValueError(f"loss_func cannot be inferred from a target that is {kind}: pass loss_func=")
+
+
+def cross_entropy(pred: Tensor, target: Tensor) -> Tensor:
+    """Return the cross entropy of scores (N, C, ...) against classes (N, ...) of integers."""
+    _require_tensor(pred)
+    if pred.ndim < 2 or pred.shape[1] < 2:
+        raise ValueError(
+            "loss_func: cross entropy was inferred from integer targets, but pred has the shape "
+            f"{tuple(pred.shape)}, not one score for each of at least two classes; "
+            "widen the model's output, or pass loss_func="
+        )
+    return functional.cross_entropy(pred, target.long())
+
+
+def mse_loss(pred: Tensor, target: Tensor) -> Tensor:
+    """Return the mean squared error; shapes that would only broadcast are refused."""
+    _require_tensor(pred)
+    if pred.shape != target.shape:
+        raise ValueError(
+            "loss_func: the mean squared error was inferred, but pred has the shape "
+            f"{tuple(pred.shape)} and the target {tuple(target.shape)}; make them equal, or pass "
+            "loss_func="
+        )
+    return functional.mse_loss(pred, target)
+
+
+def _require_tensor(pred: Any) -> None:
+    if not isinstance(pred, Tensor):
+        kind = type(pred).__name__
+        raise TypeError(f"loss_func cannot be inferred for a model that returns {kind}: pass it")
+
+
+def activation(loss_func: Any) -> Callable[[Tensor], Tensor] | None:
+    """Return what turns the model's output into predictions; None where nothing does.
+
+    Softmax over dimension 1 for cross entropy, sigmoid for binary cross entropy with logits, exp
+    for the negative log likelihood; any other loss leaves the output as it is.
+    """
+    if loss_func in (cross_entropy, functional.cross_entropy) or isinstance(
+        loss_func, nn.CrossEntropyLoss
+    ):
+        return lambda pred: pred.softmax(1)
+    if loss_func is functional.binary_cross_entropy_with_logits or isinstance(
+        loss_func, nn.BCEWithLogitsLoss
+    ):
+        return torch.sigmoid
+    if loss_func is functional.nll_loss or isinstance(loss_func, nn.NLLLoss):
+        return torch.exp
+    return None

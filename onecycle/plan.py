@@ -1,0 +1,117 @@
+"""The plan of a fit, as strings and numbers: what a file keeps of it, and compares."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from onecycle import schedules
+from onecycle.callback import Callback
+from onecycle.callbacks.scheduler import OneCycleScheduler, ParamScheduler
+from onecycle.schedules.spec import built, describe
+
+if TYPE_CHECKING:
+    from onecycle.trainer import Trainer
+
+Plan = dict[str, Any]
+CYCLE = ("moms", "div_factor", "pct_start", "final_div", "warmup", "three_phase")
+SETTINGS = ("samples", "batch_size", "steps_per_epoch", "accumulate", "precision", "clip")
+
+
+def of_fit(
+    learn: Trainer,
+    method: str,
+    epochs: range,
+    n_epochs: int,
+    lrs: Sequence[float],
+    wd: float | None,
+    scheduler: Callback | None,
+) -> Plan:
+    """Return the plan of a fit of `learn` that is about to begin."""
+    step, train = learn.training_step, learn.data.train
+    return {
+        "samples": _samples(train),
+        "batch_size": getattr(train, "batch_size", None),
+        "steps_per_epoch": learn.data.steps_per_epoch,
+        "accumulate": step.accumulate,
+        "precision": step.precision,
+        "clip": step.clip,
+        "method": method,
+        "epochs": len(epochs),
+        "start_epoch": epochs.start,
+        "tot_epochs": n_epochs,
+        "lr" if method == "fit" else "max_lr": list(lrs),
+        "wd": wd,
+        "schedule": _described(scheduler),
+    }
+
+
+def scheduler_of(plan: Plan) -> ParamScheduler | OneCycleScheduler | None:
+    """Return the callback that moves the learning rate as `plan` says.
+
+    Raises:
+        ValueError: it is one that no file can hold.
+    """
+    spec = plan["schedule"]
+    if spec is None:
+        return None
+    if spec["name"] == OneCycleScheduler.__name__:
+        return OneCycleScheduler(rates(plan), **{name: spec[name] for name in CYCLE})
+    if spec["name"] != ParamScheduler.__name__:
+        raise ValueError(f"schedule: no file can hold a {spec['name']}")
+    return ParamScheduler(
+        {name: [built(one, schedules) for one in given] for name, given in spec["of"].items()}
+    )
+
+
+def rates(plan: Plan) -> list[float]:
+    """Return the learning rate of each layer group."""
+    return list(plan["lr"] if plan["method"] == "fit" else plan["max_lr"])
+
+
+def difference(saved: Plan, here: Plan) -> str | None:
+    """Return the first thing in which two plans differ, in words; None if they are the same."""
+    for name in [*saved, *(name for name in here if name not in saved)]:
+        there, mine = saved.get(name), here.get(name)
+        if isinstance(there, Mapping) and isinstance(mine, Mapping):
+            inside = difference(dict(there), dict(mine))
+            if inside is not None:
+                return f"{name}: {inside}"
+        elif there != mine:
+            return f"{name}: the saved run has {_short(there)}, this one {_short(mine)}"
+    return None
+
+
+def settings(plan: Plan) -> Plan:
+    """Return the part of a plan that is about the learner and its data."""
+    return {name: plan[name] for name in SETTINGS}
+
+
+def _described(scheduler: Callback | None) -> Plan | None:
+    if scheduler is None:
+        return None
+    name = type(scheduler).__name__
+    if isinstance(scheduler, OneCycleScheduler):
+        options = {key: getattr(scheduler, key) for key in CYCLE}
+        return {"name": name, **options, "moms": scheduler.moms and list(scheduler.moms)}
+    if isinstance(scheduler, ParamScheduler):
+        return {
+            "name": name,
+            "of": {k: list(map(describe, v)) for k, v in scheduler.schedules.items()},
+        }
+    return {"name": name}
+
+
+def _samples(loader: Any) -> int | None:
+    """Return the number of samples, where it can be known."""
+    if hasattr(loader, "n"):
+        return int(loader.n)
+    try:
+        return len(loader.dataset)
+    except (AttributeError, TypeError):
+        return None
+
+
+def _short(value: Any) -> Any:
+    """Return a list of one number as the number."""
+    return value[0] if isinstance(value, list) and len(value) == 1 else value

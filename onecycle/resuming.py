@@ -1,0 +1,102 @@
+"""Going on with a saved run: which one it is, and whether it is this one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from onecycle import checkpoint, plan, state
+from onecycle.callback import Callback
+from onecycle.data.reading import positioned_by
+
+if TYPE_CHECKING:
+    from onecycle.trainer import Trainer
+
+State = dict[str, Any]
+
+
+def load(path: Path) -> tuple[Path, State] | None:
+    """Return the newest undamaged checkpoint of `path`; None where there is none.
+
+    Raises:
+        ValueError: all are damaged, or the file holds no run.
+    """
+    found = checkpoint.newest(path)
+    if found is not None and "run" not in found[1]:
+        raise ValueError(
+            f"path: {str(found[0])!r} holds a model and no run: it is of Learner.save, and not of "
+            "Checkpoint; learn.load takes it"
+        )
+    return found
+
+
+def check(learn: Trainer, file: Path, saved: State, callbacks: Sequence[Callback]) -> None:
+    """Refuse to go on with the run of another learner or plan.
+
+    Args:
+        learn: its plan is that of the fit which is about to begin.
+        file: where the state is from.
+        saved: the state.
+        callbacks: of this fit.
+
+    Raises:
+        ValueError: it says what differs first, and what was saved.
+    """
+    there = saved["run"]["plan"]
+    of_model = checkpoint.first_difference(learn.model.state_dict(), saved["model"])
+    of_opt = checkpoint.optimizer_difference(learn.opt, learn.model, saved["optimizer"])
+    different = (
+        (of_model and f"model: {of_model}")
+        or (of_opt and f"opt_func: the saved run {of_opt}")
+        or plan.difference(plan.settings(there), plan.settings(learn.plan))
+        or plan.difference(there, learn.plan)
+    )
+    missing = state.missing_callbacks(callbacks, saved)
+    if different is None and missing:
+        different = f"callbacks: {', '.join(missing)} of the saved run is not here"
+    if different is not None:
+        raise ValueError(
+            f"path: {str(file)!r} holds an unfinished run, and this one is another. {different}. "
+            f"Make this one the same, or finish that one by learn.resume({str(file)!r}), or begin "
+            "afresh with resume=False or another path"
+        )
+
+
+def is_behind(learn: Trainer, saved: State, begun: int) -> bool:
+    """Tell whether the saved run had finished this fit, and gone on to others.
+
+    Args:
+        learn: its plan is that of this fit.
+        saved: the state.
+        begun: fits that this learner has begun before.
+    """
+    recorder = next(own for name, own in saved["run"]["callbacks"] if name == "Recorder")
+    *finished, running = recorder["plans"]
+    if begun < len(finished):
+        return plan.difference(finished[begun], learn.plan) is None
+    if plan.difference(running, learn.plan) is None:
+        return False
+    return any(plan.difference(one, learn.plan) is None for one in finished)
+
+
+def line(learn: Trainer, file: Path, saved: State) -> str:
+    """Return what is restored, and from where on training goes on."""
+    place, there = saved["run"]["place"], saved["run"]["plan"]
+    last = there["start_epoch"] + there["epochs"]
+    at = f"epoch {place['epoch'] + 1} of {last}, batch {place['batches'] + 1}"
+    if place["epoch"] == last:
+        at = f"the end of epoch {last}"
+    elif place["batches"] >= there["steps_per_epoch"]:
+        at = f"the validation of epoch {place['epoch'] + 1} of {last}"
+    names = [name for name, own in saved["run"]["callbacks"] if own]
+    text = (
+        f"resumed from {file} at {at}, step {place['step']}: model, optimizer, generators, "
+        f"{', '.join(names)}"
+    )
+    train = learn.data.train
+    if positioned_by(train) is None:
+        text += "; this loader cannot be positioned, so the epoch begins anew"
+    elif getattr(train, "persistent_workers", False):
+        text += "; what persistent workers draw is not exact"
+    return text
