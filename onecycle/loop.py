@@ -14,7 +14,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
 from onecycle import batch as batches
-from onecycle import freezing, snapshot, state
+from onecycle import freezing, preflight, snapshot, state
 from onecycle.callback import (
     Callback,
     Cancel,
@@ -114,6 +114,7 @@ class Loop:
                 pass
             except BaseException as error:
                 failure = error
+                _note_place(learn, error)
                 raise
             finally:
                 self._end(learn, failure)
@@ -181,6 +182,12 @@ class Loop:
             self.hooks, self.running = dispatch([]), False
 
 
+def _note_place(learn: Trainer, error: BaseException) -> None:
+    if isinstance(error, Exception) and not isinstance(error, FloatingPointError):
+        place = f"in epoch {learn.epoch + 1} of {learn.n_epochs}, batch {learn.batch_index + 1}"
+        note(error, f"{place}, after {learn.step} steps")
+
+
 def _plan(learn: Trainer, epochs: range, n_epochs: int) -> None:
     """Set the counters: a step is an optimizer update, `accumulate` batches or what is left."""
     learn.batches_per_epoch = learn.data.steps_per_epoch
@@ -197,9 +204,11 @@ def _epoch(learn: Trainer, saved: dict[str, Any] | None, validate: bool) -> None
     learn.batch_index = -1
     if saved:
         state.restore(learn, saved)
+    _check(learn, validate)
     done = learn.batch_index + 1
     step = partial(learn.training_step, learn)
-    for learn.batch_index, batch in enumerate(loop.reader(loop.number, done), start=done):
+    reading = _named(loop.reader(loop.number, done))
+    for learn.batch_index, batch in enumerate(reading, start=done):
         learn.batch = batches.to_device(batch, learn.device)
         learn.pred = learn.loss = None
         _scope(learn, "on_batch_begin", step, "on_batch_end", CancelBatch)
@@ -245,6 +254,33 @@ def _scope(
             signal = raised
     if signal is not None and signal.width > cancel.width:
         raise signal
+
+
+def _named(reading: Iterator[Any]) -> Iterator[Any]:
+    """Yield the batches; an error says where it is from."""
+    while True:
+        try:
+            batch = next(reading)
+        except StopIteration:
+            return
+        except Exception as error:
+            note(error, "raised by the training data, when the next batch was read")
+            raise
+        yield batch
+
+
+def _check(learn: Trainer, validate: bool) -> None:
+    """Refuse what would fail, or be wrong, at the end of this epoch."""
+    length = learn.data.steps_per_epoch
+    if length != learn.batches_per_epoch:
+        raise ValueError(
+            f"data: train has {length} batches in epoch {learn.epoch + 1}, and the fit was planned "
+            f"for {learn.batches_per_epoch} in each; give DataLoaders(steps_per_epoch=...), or "
+            "change the data between two fits"
+        )
+    if validate and not any("valid_loss" in row for row in learn.recorder.history):
+        preflight.check_last_batch(learn)
+        preflight.check_validation(learn)
 
 
 def _check_length(found: int, said: int) -> None:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from onecycle import schedules
 from onecycle.callback import Callback
 from onecycle.callbacks.scheduler import OneCycleScheduler, ParamScheduler
+from onecycle.data.reading import n_samples
 from onecycle.schedules.spec import built, describe
 
 if TYPE_CHECKING:
@@ -30,7 +31,7 @@ def of_fit(
     """Return the plan of a fit of `learn` that is about to begin."""
     step, train = learn.training_step, learn.data.train
     return {
-        "samples": _samples(train),
+        "samples": n_samples(train),
         "batch_size": getattr(train, "batch_size", None),
         "steps_per_epoch": learn.data.steps_per_epoch,
         "accumulate": step.accumulate,
@@ -100,16 +101,6 @@ def _described(scheduler: Callback | None) -> Plan | None:
             "of": {k: list(map(describe, v)) for k, v in scheduler.schedules.items()},
         }
     return {"name": name}
-
-
-def _samples(loader: Any) -> int | None:
-    """Return the number of samples, where it can be known."""
-    if hasattr(loader, "n"):
-        return int(loader.n)
-    try:
-        return len(loader.dataset)
-    except (AttributeError, TypeError):
-        return None
 
 
 def _short(value: Any) -> Any:

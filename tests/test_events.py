@@ -109,7 +109,10 @@ def test_an_error_goes_straight_to_the_end_and_out(tiny, event, error):
 def test_an_error_in_a_hook_names_callback_and_event(tiny):
     with pytest.raises(ZeroDivisionError) as caught:
         run(tiny, {("on_loss_begin", 1): ZeroDivisionError()})
-    assert caught.value.__notes__ == ["raised by the callback Log in on_loss_begin"]
+    assert caught.value.__notes__ == [
+        "raised by the callback Log in on_loss_begin",
+        "in epoch 1 of 1, batch 1, after 0 steps",
+    ]
 
 
 def test_every_callback_gets_its_last_event_even_when_one_fails_in_it(tiny):

@@ -17,7 +17,7 @@ LAYERS = [
     {"snapshot", "schedules", "optimizers", "metrics", "series", "suggest"}
     | {"models", "losses", "display", "plot_lr_find"},
     {"checkpoint", "callback", "data", "evaluation", "freezing", "plot_activations", "found"},
-    {"guard", "state"},
+    {"guard", "state", "preflight"},
     {"step", "loop"},
     {"callbacks", "summary"},
     {"plan", "report", "finder"},

@@ -151,6 +151,16 @@ def positioned_by(loader: Any) -> str | None:
     return "replay" if hasattr(loader, "__getitem__") and hasattr(loader, "__len__") else None
 
 
+def n_samples(loader: Any) -> int | None:
+    """Return the number of samples in an epoch, where it can be known."""
+    if isinstance(loader, InMemoryLoader):
+        return loader.n
+    try:
+        return len(loader.dataset)
+    except (AttributeError, TypeError):
+        return None
+
+
 def set_epoch(loader: Any, epoch: int) -> None:
     """Tell the loader, its samplers and its data set the epoch, where they want to know it."""
     for part in generators.parts(loader):

@@ -1,0 +1,77 @@
+"""What would fail at the end of the first epoch, found before its first step."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from itertools import islice
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from onecycle import batch as batches
+from onecycle.data.in_memory import InMemoryLoader
+from onecycle.data.reading import n_samples
+
+if TYPE_CHECKING:
+    from onecycle.trainer import Trainer
+
+
+class First:
+    """The first batch of a loader."""
+
+    def __init__(self, loader: Iterable[Any]) -> None:
+        self.loader = loader
+
+    def __iter__(self) -> Iterator[Any]:
+        """Yield it."""
+        return islice(iter(self.loader), 1)
+
+
+def check_validation(learn: Trainer) -> None:
+    """Refuse a model or metric that fails on the validation data; it leaves no trace.
+
+    A metric of the whole set may fail on one batch and be right, so then the whole set is tried.
+
+    Raises:
+        Exception: whatever fails.
+    """
+    valid = learn.data.valid
+    if valid is None or isinstance(valid, Iterator):  # to look at that would be to take from it
+        return
+    try:
+        learn.evaluate(First(valid))
+    except Exception:  # noqa: BLE001 - what fails on the whole set as well is raised by that
+        learn.evaluate(valid)
+
+
+def check_last_batch(learn: Trainer) -> None:
+    """Refuse a last batch of one sample where batch norm cannot train on it; it leaves no trace.
+
+    Raises:
+        ValueError: it would fail at the end of the epoch.
+    """
+    train = learn.data.train
+    inside = (part for module in learn.modules for part in module.modules())
+    if not any(isinstance(part, nn.modules.batchnorm._BatchNorm) for part in inside):  # noqa: SLF001
+        return
+    size, samples = getattr(train, "batch_size", None), n_samples(train)
+    if not size or not samples or samples % size != 1 or getattr(train, "drop_last", False):
+        return
+    with learn.looking(train), torch.no_grad(), learn.training_step.autocast():
+        inputs, _ = batches.split(batches.to_device(_one(train), learn.device))
+        try:
+            batches.forward(learn.model, inputs)
+        except ValueError as error:
+            raise ValueError(
+                f"data: {samples} samples in batches of batch_size={size} leave a last batch of "
+                f"one, on which batch norm cannot train ({error}); choose another batch_size, or "
+                "drop_last=True of a DataLoader"
+            ) from error
+
+
+def _one(train: Any) -> Any:
+    """Return a batch of the first sample."""
+    if isinstance(train, InMemoryLoader):
+        return tuple(tensor[:1] for tensor in train.tensors)
+    return train.collate_fn([train.dataset[0]])
