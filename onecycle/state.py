@@ -46,7 +46,7 @@ def capture(learn: Trainer, *, epoch_over: bool = False, finished: bool = False)
         "modules": [_module(module) for module in learn.modules],
         "loss_func": learn.modules[1].state_dict() if len(learn.modules) > 1 else None,
         "training_step": learn.training_step.state_dict(),
-        "data": loop.reader.state_dict(),
+        "data": loop.reader.state_dict(epoch_over=epoch_over),
         "generators": generators.states(held),
         "callbacks": [(type(cb).__name__, cb.state_dict()) for cb in loop.callbacks],
     }

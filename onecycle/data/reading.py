@@ -67,9 +67,14 @@ class Reader:
             self._pass = None
         return batch
 
-    def state_dict(self) -> dict[str, Any]:
-        """Return the place: which pass over the data, and how many batches were taken of it."""
-        return {} if self._pass is None else self._pass.state_dict()
+    def state_dict(self, *, epoch_over: bool = False) -> dict[str, Any]:
+        """Return the place: which pass over the data, and how many batches were taken of it.
+
+        Empty where the next epoch begins with a pass of its own.
+        """
+        if self._pass is None or (epoch_over and self._steps is None):
+            return {}
+        return self._pass.state_dict()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go to a place, without training on what lies before it.
@@ -78,7 +83,7 @@ class Reader:
         sets them afterwards.
         """
         self._pass = Pass.at(self._data.train, state) if state else None
-        self._resumed = True
+        self._resumed = bool(state)
 
 
 class Pass:
