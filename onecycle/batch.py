@@ -8,6 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
+from onecycle.notes import note
+
 TARGET_KEYS = ("target", "targets", "label", "labels", "y")
 
 
@@ -113,13 +115,33 @@ def require_target(batch: Any, target: Any) -> None:
 
 def forward(model: nn.Module, inputs: Any) -> Any:
     """Return `model` of `inputs`: several inputs as arguments, a mapping as keyword arguments."""
-    if isinstance(inputs, Tensor):
+    try:
+        if isinstance(inputs, Tensor):
+            return model(inputs)
+        if isinstance(inputs, Mapping):
+            return model(**inputs)
+        if isinstance(inputs, (tuple, list)) and not isinstance(inputs, PackedSequence):
+            return model(*inputs)
         return model(inputs)
-    if isinstance(inputs, Mapping):
-        return model(**inputs)
-    if isinstance(inputs, (tuple, list)) and not isinstance(inputs, PackedSequence):
-        return model(*inputs)
-    return model(inputs)
+    except Exception as error:
+        note(error, f"raised by the model, of inputs {shape(inputs)}")
+        raise
+
+
+def shape(value: Any) -> str:
+    """Return the shapes in a nested batch, in words for an error.
+
+    >>> shape({"x": torch.zeros(3, 2), "ids": ["a"]})
+    '{x: (3, 2), ids: [str]}'
+    """
+    if isinstance(value, Tensor):
+        return str(tuple(value.shape))
+    if isinstance(value, Mapping):
+        return "{" + ", ".join(f"{key}: {shape(item)}" for key, item in value.items()) + "}"
+    if type(value) in (tuple, list):
+        inside = ", ".join(map(shape, value[:8]))
+        return f"[{inside}]" if isinstance(value, list) else f"({inside})"
+    return type(value).__name__
 
 
 def samples(batch: Any) -> int:

@@ -25,9 +25,10 @@ from __future__ import annotations
 
 import difflib
 import inspect
-import sys
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
+
+from onecycle.notes import note
 
 if TYPE_CHECKING:
     from onecycle.learner import Learner
@@ -254,9 +255,3 @@ def _takes_learn(hook: Any) -> bool:
 def _overrides(callback: Callback, event: str) -> bool:
     hook = getattr(callback, event)
     return getattr(hook, "__func__", hook) is not getattr(Callback, event)
-
-
-def note(error: BaseException, text: str) -> None:
-    """Add `text` to an error; Python 3.10 has no notes."""
-    if sys.version_info >= (3, 11):
-        error.add_note(text)

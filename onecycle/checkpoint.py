@@ -1,6 +1,5 @@
 """The file around a state: written whole or not at all, checked, read without running code."""
 
-import warnings
 import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -61,7 +60,7 @@ def load(path: files.PathLike) -> dict[str, Any]:
         with path.open("rb") as file:
             _check(file)
             state = torch.load(file, map_location="cpu", weights_only=True)
-    except OSError:
+    except PermissionError:
         raise
     except Exception as error:
         reason = f"{type(error).__name__}: {error}".splitlines()[0]
@@ -79,27 +78,26 @@ def load(path: files.PathLike) -> dict[str, Any]:
     return state
 
 
-def newest(path: files.PathLike) -> tuple[Path, dict[str, Any]] | None:
-    """Return the newest undamaged file of `path` and its state; None where there is no file.
+Found = tuple[Path, dict[str, Any]]
 
-    A damaged one is passed over with a warning.
+
+def newest(path: files.PathLike) -> tuple[Found | None, list[tuple[Path, str]]]:
+    """Return the newest undamaged file of `path` with its state, None where there is no file.
+
+    Beside it the newer ones that are damaged, each with what is wrong.
 
     Raises:
         ValueError: all there are are damaged.
     """
-    damaged: list[str] = []
+    damaged: list[tuple[Path, str]] = []
     for file in files.versions(path):
         try:
-            state = load(file)
+            return (file, load(file)), damaged
         except ValueError as error:
-            damaged.append(str(error))
-            continue
-        if damaged:
-            warnings.warn(f"{damaged[0]}; going back to {file}", stacklevel=3)
-        return file, state
+            damaged.append((file, str(error)))
     if damaged:
-        raise ValueError("; ".join(damaged))
-    return None
+        raise ValueError("; ".join(reason for _, reason in damaged))
+    return None, []
 
 
 def restore(path: files.PathLike, model: nn.Module, opt: torch.optim.Optimizer | None) -> None:

@@ -148,6 +148,10 @@ class Notebook(Surface):
         if time.monotonic() >= self._next:
             self._show_table()
 
+    def line(self, text: str) -> None:
+        """Print it."""
+        print(text)
+
     def open(self, label: str, total: int) -> None:
         """Show a bar beneath the table."""
         self._label, self._total, self._opened = label, total, time.monotonic()

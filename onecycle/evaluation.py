@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from onecycle import batch as batches
 from onecycle import snapshot
+from onecycle.notes import batches_of
 
 Take = Callable[[Any, Any, Any], None]
 
@@ -43,7 +44,7 @@ class Evaluator:
         """
         kept = self.kept(loader) if aside else snapshot.rng_preserved(loader)
         with kept, snapshot.evaluating(self.model), torch.no_grad():
-            for batch in loader:
+            for batch in batches_of(loader, "validation"):
                 moved = batches.to_device(batch, self.device)
                 inputs, target = batches.split(moved)
                 with self.autocast():

@@ -44,8 +44,9 @@ class Guard:
         self._opt = opt
         self._waits = device.type == "cpu"
         # On an accelerator: whether this step is bad, and how many were since the last look.
-        self._bad = torch.zeros(1, device=device)
-        self._count = torch.zeros(1, device=device)
+        self._bad = torch.zeros((), device=device)
+        self._one = torch.ones((), device=device)
+        self._count = torch.zeros((), device=device)
         self._steps = 0
         self._kept = Kept([])
 
@@ -86,13 +87,11 @@ class Guard:
         if self.policy == "ignore":
             return
         if self._waits:
-            if not (_finite(gradients) if norm is None else math.isfinite(norm.item())):
+            if not (self._finite(gradients) if norm is None else math.isfinite(norm.item())):
                 self._refuse(learn, "a gradient is not finite")
             self._kept.keep()
             return
-        torch._amp_foreach_non_finite_check_and_unscale_(
-            gradients, self._bad, torch.ones_like(self._bad)
-        )
+        torch._amp_foreach_non_finite_check_and_unscale_(gradients, self._bad, self._one)
         vars(self._opt).update(found_inf=self._bad, grad_scale=None)
 
     def stepped(self, learn: Trainer) -> None:
@@ -114,12 +113,23 @@ class Guard:
         if math.isfinite(loss) or self.policy == "ignore":
             return
         text = (
-            f"valid_loss is {loss} after epoch {learn.epoch + 1}, {_place(learn)}: the model is "
-            "as it was trained; look for values that are not finite in the validation data"
+            f"valid_loss is {loss} after step {learn.step}, {_place(learn)}: the model is as it "
+            "was trained; look for values that are not finite in the validation data"
         )
         if self.policy == "raise":
             raise FloatingPointError(f'{text}; on_nan="skip" goes on')
         warnings.warn(text, stacklevel=2)
+
+    def _finite(self, gradients: list[Tensor]) -> bool:
+        """Tell whether all gradients are finite, by one call where they are alike."""
+        try:
+            torch._amp_foreach_non_finite_check_and_unscale_(gradients, self._bad, self._one)
+        except RuntimeError:
+            return all(bool(_values(gradient).isfinite().all()) for gradient in gradients)
+        good = not self._bad.item()
+        if not good:
+            self._bad.zero_()
+        return good
 
     def _look(self, learn: Trainer) -> None:
         """Wait for the device, which has left steps out, all from the first bad one on to raise."""
@@ -155,43 +165,51 @@ class Kept:
     """
 
     def __init__(self, modules: Sequence[nn.Module]) -> None:
-        inside = (part for module in modules for part in module.modules())
-        self._buffers = [part._buffers for part in inside if part._buffers]  # noqa: SLF001
-        self._copies: dict[tuple[int, str], tuple[Tensor, int, Tensor]] = {}
-        self.keep()
+        inside = [part for module in modules for part in module.modules()]
+        # Batch norm changes its statistics without counting it in the version of the tensor.
+        normed = [part for part in inside if isinstance(part, nn.modules.batchnorm._NormBase)]  # noqa: SLF001
+        self._normed = [buffer for part in normed for buffer in part.buffers(recurse=False)]
+        self._copies = [buffer.detach().clone() for buffer in self._normed]
+        others = [part._buffers for part in inside if part not in normed]  # noqa: SLF001
+        self._others = [
+            (owner, name) for owner in others for name in owner if owner[name] is not None
+        ]
+        self._good = [_Copy(owner[name]) for owner, name in self._others]
 
     def keep(self) -> None:
-        """Copy those that have changed."""
-        for i, buffers in enumerate(self._buffers):
-            for name, buffer in buffers.items():
-                if buffer is None:
-                    continue
-                known = self._copies.get((i, name))
-                if known is None or known[0] is not buffer:
-                    copy = buffer.detach().clone()
-                elif known[1] != buffer._version:  # noqa: SLF001 - how torch counts changes
-                    copy = known[2].copy_(buffer.detach())
-                else:
-                    continue
-                self._copies[i, name] = (buffer, buffer._version, copy)  # noqa: SLF001
+        """Copy those that may have changed."""
+        if self._normed:
+            torch._foreach_copy_(self._copies, self._normed)
+        for (owner, name), good in zip(self._others, self._good, strict=True):
+            good.follow(owner[name])
 
+    @torch.no_grad()
     def put_back(self) -> None:
         """Give all of them their last good values."""
-        for (i, name), (buffer, version, copy) in self._copies.items():
-            self._buffers[i][name] = buffer
-            if buffer._version != version:  # noqa: SLF001
-                with torch.no_grad():
-                    buffer.copy_(copy)
-                self._copies[i, name] = (buffer, buffer._version, copy)  # noqa: SLF001
+        for buffer, copy in zip(self._normed, self._copies, strict=True):
+            buffer.copy_(copy)
+        for (owner, name), good in zip(self._others, self._good, strict=True):
+            owner[name] = good.put_back()
 
 
-def _finite(gradients: list[Tensor]) -> bool:
-    """Tell whether all gradients are finite, by one call where they are alike."""
-    if len({(g.dtype, g.layout) for g in gradients}) == 1 and gradients[0].layout is torch.strided:
-        found = torch.zeros(1)
-        torch._amp_foreach_non_finite_check_and_unscale_(gradients, found, torch.ones(1))
-        return not found.item()
-    return all(bool(_values(g).isfinite().all()) for g in gradients)
+class _Copy:
+    """A tensor and its value; the tensor's count of changes tells when to copy it again."""
+
+    def __init__(self, tensor: Any) -> None:
+        self.tensor, self.value, self.version = tensor, tensor.detach().clone(), tensor._version  # noqa: SLF001
+
+    def follow(self, tensor: Any) -> None:
+        if tensor is not self.tensor:
+            self.tensor, self.value = tensor, tensor.detach().clone()
+        elif tensor._version != self.version:  # noqa: SLF001
+            self.value.copy_(tensor.detach())
+        self.version = tensor._version  # noqa: SLF001
+
+    def put_back(self) -> Any:
+        if self.tensor._version != self.version:  # noqa: SLF001
+            self.tensor.copy_(self.value)
+            self.version = self.tensor._version  # noqa: SLF001
+        return self.tensor
 
 
 def _values(gradient: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
 from collections.abc import Callable
@@ -25,10 +26,12 @@ class Interrupts:
     def __init__(self) -> None:
         self.pending: list[tuple[int, Any]] = []
         self._usual: dict[int, Any] = {}
+        self._process = 0
 
     def __enter__(self) -> Interrupts:
         """Begin to hold signals back."""
         self.pending.clear()
+        self._process = os.getpid()  # a worker that is forked from it has nothing to finish
         if threading.current_thread() is threading.main_thread():
             for number in HELD:
                 usual = signal.getsignal(number)
@@ -50,7 +53,7 @@ class Interrupts:
 
     def _take(self, number: int, frame: Any) -> None:
         self.pending.append((number, frame))
-        if len(self.pending) > 1:
+        if len(self.pending) > 1 or os.getpid() != self._process:
             self.deliver()
 
     def _let_through(self, usual: dict[int, Any]) -> None:

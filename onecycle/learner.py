@@ -16,7 +16,6 @@ from onecycle.callback import (
 from onecycle.callbacks.lr_finder import LRFinder
 from onecycle.callbacks.scheduler import OneCycleScheduler, Plan
 from onecycle.callbacks.torch_scheduler import TorchScheduler
-from onecycle.display import surface
 from onecycle.found import LRFind
 from onecycle.optimizers import LR
 from onecycle.schedules import (
@@ -383,10 +382,10 @@ class Learner(Trainer):
         values = {"wd": wd, "moms": moms}
         found = finder.search(self, sweep, method, n_sweeps, refine, values)
         self.recorder.lr_find = found
-        if self.display.table:
-            surface().line(f"lr_find: {found!r}")
-            if show_plot and plot.in_notebook():
-                found.plot()
+        if not plot.in_notebook():
+            self.say(f"lr_find: {found!r}")
+        elif show_plot and self.display.table:
+            found.plot()
         return found
 
     def lr_at(

@@ -8,8 +8,8 @@ all, and only on_train_end fires.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import closing, contextmanager, suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -23,10 +23,11 @@ from onecycle.callback import (
     dispatch,
     fire,
     fire_all,
-    note,
 )
 from onecycle.data.reading import Reader
 from onecycle.interrupts import Interrupts
+from onecycle.metrics import named
+from onecycle.notes import batches_of, note
 
 if TYPE_CHECKING:
     from onecycle.trainer import Trainer
@@ -68,6 +69,7 @@ class Loop:
         self.interrupts = Interrupts()
         self.reader: Any = None
         self.number = 0
+        self._checked: list[Any] = []
 
     def fire(self, event: str, learn: Trainer) -> None:
         """Call the hooks of `event`."""
@@ -105,19 +107,18 @@ class Loop:
         self.reader = aside or learn.data.reader()
         # Epochs are numbered over all fits, so that no two of them have the same order.
         self.number = max(len(learn.recorder.history), epochs.start)
-        failure: BaseException | None = None
         with self._held(), self.interrupts, snapshot.modes_preserved(learn.model):
             try:
                 self.hooks, self.running = hooks, True
                 self._train(learn, epochs, saved, validate=aside is None)
             except Cancel:
-                pass
+                self._end(learn)
             except BaseException as error:
-                failure = error
                 _note_place(learn, error)
+                self._end(learn, error)
                 raise
-            finally:
-                self._end(learn, failure)
+            else:
+                self._end(learn)
             for saver in savers:
                 saver.end(learn)
 
@@ -137,6 +138,15 @@ class Loop:
         for saver in self.savers:
             saver.rest(learn, epoch_over=epoch_over, stopping=stopping)
         self.interrupts.deliver()
+
+    def check(self, learn: Trainer) -> None:
+        """Look at what the end of the epoch will need, unless the very same was looked at."""
+        own = learn.model, learn.loss_func, learn.data.train, learn.data.valid
+        looked_at = [*own, *named(learn.metrics).values()]
+        if list(map(id, looked_at)) != list(map(id, self._checked)):
+            preflight.check_last_batch(learn)
+            preflight.check_validation(learn)
+            self._checked = looked_at
 
     def require_rest(self) -> None:
         """Refuse to begin what a callback asks for in the middle of a run."""
@@ -166,7 +176,7 @@ class Loop:
             self.number += 1
             saved = None
 
-    def _end(self, learn: Trainer, failure: BaseException | None) -> None:
+    def _end(self, learn: Trainer, failure: BaseException | None = None) -> None:
         """Forget the batch and fire on_train_end; an earlier failure goes before one in there."""
         learn.batch = learn.pred = learn.loss = None
         try:
@@ -207,12 +217,13 @@ def _epoch(learn: Trainer, saved: dict[str, Any] | None, validate: bool) -> None
     _check(learn, validate)
     done = learn.batch_index + 1
     step = partial(learn.training_step, learn)
-    reading = _named(loop.reader(loop.number, done))
-    for learn.batch_index, batch in enumerate(reading, start=done):
-        learn.batch = batches.to_device(batch, learn.device)
-        learn.pred = learn.loss = None
-        _scope(learn, "on_batch_begin", step, "on_batch_end", CancelBatch)
-        loop.rest(learn)
+    # Closed at once, or an error's traceback would keep the loader and its workers.
+    with closing(_reading(learn, done)) as reading:
+        for learn.batch_index, batch in enumerate(reading, start=done):
+            learn.batch = batches.to_device(batch, learn.device)
+            learn.pred = learn.loss = None
+            _scope(learn, "on_batch_begin", step, "on_batch_end", CancelBatch)
+            loop.rest(learn)
     _check_length(learn.batch_index + 1, learn.batches_per_epoch)
     learn.training_step.flush(learn)
     while validate and learn.data.valid is not None:
@@ -220,7 +231,9 @@ def _epoch(learn: Trainer, saved: dict[str, Any] | None, validate: bool) -> None
             body = partial(_validate, learn)
             _scope(learn, "on_validate_begin", body, "on_validate_end", CancelBatch)
             return
-        except Interrupted:
+        except (Interrupted, Exception) as error:
+            if not loop.interrupts.pending or isinstance(error, Cancel):
+                raise
             # Whoever handles the signal may let the run go on.
             loop.rest(learn)
 
@@ -256,17 +269,17 @@ def _scope(
         raise signal
 
 
-def _named(reading: Iterator[Any]) -> Iterator[Any]:
-    """Yield the batches; an error says where it is from."""
-    while True:
-        try:
-            batch = next(reading)
-        except StopIteration:
-            return
-        except Exception as error:
-            note(error, "raised by the training data, when the next batch was read")
-            raise
-        yield batch
+def _reading(learn: Trainer, done: int) -> Generator[Any, None, None]:
+    """Yield the batches of the epoch after the first `done`.
+
+    Where one cannot be read because a signal has ended the workers, too, the signal goes before.
+    """
+    loop = learn.loop
+    try:
+        yield from batches_of(loop.reader(loop.number, done), "training")
+    except Exception:
+        loop.rest(learn)
+        raise
 
 
 def _check(learn: Trainer, validate: bool) -> None:
@@ -278,9 +291,8 @@ def _check(learn: Trainer, validate: bool) -> None:
             f"for {learn.batches_per_epoch} in each; give DataLoaders(steps_per_epoch=...), or "
             "change the data between two fits"
         )
-    if validate and not any("valid_loss" in row for row in learn.recorder.history):
-        preflight.check_last_batch(learn)
-        preflight.check_validation(learn)
+    if validate:
+        learn.loop.check(learn)
 
 
 def _check_length(found: int, said: int) -> None:

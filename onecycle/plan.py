@@ -9,7 +9,7 @@ from onecycle import schedules
 from onecycle.callback import Callback
 from onecycle.callbacks.scheduler import OneCycleScheduler, ParamScheduler
 from onecycle.data.reading import n_samples
-from onecycle.schedules.spec import built, describe
+from onecycle.schedules.spec import OWN, built, describe
 
 if TYPE_CHECKING:
     from onecycle.trainer import Trainer
@@ -73,14 +73,28 @@ def rates(plan: Plan) -> list[float]:
 def difference(saved: Plan, here: Plan) -> str | None:
     """Return the first thing in which two plans differ, in words; None if they are the same."""
     for name in [*saved, *(name for name in here if name not in saved)]:
-        there, mine = saved.get(name), here.get(name)
-        if isinstance(there, Mapping) and isinstance(mine, Mapping):
-            inside = difference(dict(there), dict(mine))
-            if inside is not None:
-                return f"{name}: {inside}"
-        elif there != mine:
-            return f"{name}: the saved run has {_short(there)}, this one {_short(mine)}"
+        different = _difference(saved.get(name), here.get(name))
+        if different is not None:
+            return f"{name}: {different}"
     return None
+
+
+def _difference(there: Any, here: Any) -> str | None:
+    if there == here:
+        return None
+    if isinstance(there, Mapping) and isinstance(here, Mapping) and _alike(there, here):
+        return difference(dict(there), dict(here))
+    if isinstance(there, list) and isinstance(here, list) and len(there) == len(here):
+        pairs = zip(there, here, strict=True)
+        inside = next((text for a, b in pairs if (text := _difference(a, b)) is not None), None)
+        if isinstance(there[0], Mapping):
+            return inside
+    return f"the saved run has {_short(there)}, this one {_short(here)}"
+
+
+def _alike(there: Mapping[str, Any], here: Mapping[str, Any]) -> bool:
+    """Tell whether two descriptions are of one builder, so that an argument differs."""
+    return there.get("name") == here.get("name") != OWN
 
 
 def settings(plan: Plan) -> Plan:
@@ -104,5 +118,7 @@ def _described(scheduler: Callback | None) -> Plan | None:
 
 
 def _short(value: Any) -> Any:
-    """Return a list of one number as the number."""
+    """Return a list of one number as the number, and a schedule by its name."""
+    if isinstance(value, Mapping) and "name" in value:
+        return f"the function {value['of']}" if value["name"] == OWN else value["name"]
     return value[0] if isinstance(value, list) and len(value) == 1 else value

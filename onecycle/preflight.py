@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
@@ -52,26 +52,30 @@ def check_last_batch(learn: Trainer) -> None:
         ValueError: it would fail at the end of the epoch.
     """
     train = learn.data.train
+    last = _last_of_one(train)
     inside = (part for module in learn.modules for part in module.modules())
-    if not any(isinstance(part, nn.modules.batchnorm._BatchNorm) for part in inside):  # noqa: SLF001
-        return
-    size, samples = getattr(train, "batch_size", None), n_samples(train)
-    if not size or not samples or samples % size != 1 or getattr(train, "drop_last", False):
+    normed = any(isinstance(part, nn.modules.batchnorm._BatchNorm) for part in inside)  # noqa: SLF001
+    if last is None or not normed:
         return
     with learn.looking(train), torch.no_grad(), learn.training_step.autocast():
-        inputs, _ = batches.split(batches.to_device(_one(train), learn.device))
+        inputs, _ = batches.split(batches.to_device(last(), learn.device))
         try:
             batches.forward(learn.model, inputs)
         except ValueError as error:
             raise ValueError(
-                f"data: {samples} samples in batches of batch_size={size} leave a last batch of "
-                f"one, on which batch norm cannot train ({error}); choose another batch_size, or "
-                "drop_last=True of a DataLoader"
+                "data: the last batch of an epoch of train has one sample, on which batch norm "
+                f"cannot train ({error}); choose another batch_size, or drop_last=True of a "
+                "DataLoader"
             ) from error
 
 
-def _one(train: Any) -> Any:
-    """Return a batch of the first sample."""
+def _last_of_one(train: Any) -> Callable[[], Any] | None:
+    """Return what makes the last batch, if it is known to have one sample."""
+    if isinstance(train, (list, tuple)):
+        return (lambda: train[-1]) if batches.samples(train[-1]) == 1 else None
+    size, samples = getattr(train, "batch_size", None), n_samples(train)
+    if not size or not samples or samples % size != 1 or getattr(train, "drop_last", False):
+        return None
     if isinstance(train, InMemoryLoader):
-        return tuple(tensor[:1] for tensor in train.tensors)
-    return train.collate_fn([train.dataset[0]])
+        return lambda: tuple(tensor[:1] for tensor in train.tensors)
+    return lambda: train.collate_fn([train.dataset[0]])

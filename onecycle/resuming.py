@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +24,13 @@ def load(path: Path) -> tuple[Path, State] | None:
     Raises:
         ValueError: all are damaged, or the file holds no run.
     """
-    found = checkpoint.newest(path)
+    found, damaged = checkpoint.newest(path)
+    for file, reason in damaged:
+        aside = file.with_name(f"{file.name}.damaged")
+        with suppress(OSError):
+            # Or the next save would let it take the place of one that is sound.
+            file.replace(aside)
+        warnings.warn(f"{reason}; going back to {found and found[0]}", stacklevel=4)
     if found is not None and "run" not in found[1]:
         raise ValueError(
             f"path: {str(found[0])!r} holds a model and no run: it is of Learner.save, and not of "

@@ -7,7 +7,7 @@ import numpy as np
 
 from onecycle.smoothing import Array
 
-BLOCK = 8192  # numbers that a growing array leaves room for at most
+BLOCK = 1 << 16  # a growing array leaves room for a sixteenth of this at most
 
 
 class Series:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor, nn
 
 from onecycle import checkpoint, generators
+from onecycle.notes import noted
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -48,7 +49,7 @@ def capture(learn: Trainer, *, epoch_over: bool = False, finished: bool = False)
         "training_step": learn.training_step.state_dict(),
         "data": loop.reader.state_dict(epoch_over=epoch_over),
         "generators": generators.states(held),
-        "callbacks": [(type(cb).__name__, cb.state_dict()) for cb in loop.callbacks],
+        "callbacks": [_own_state(callback) for callback in loop.callbacks],
     }
     return {**checkpoint.states(learn.model, learn.opt), "run": run}
 
@@ -64,7 +65,8 @@ def restore(learn: Trainer, saved: State) -> None:
     learn.opt.load_state_dict(saved["optimizer"]["state"])
     learn.training_step.load_state_dict(run["training_step"])
     for callback, own in _paired(learn.loop.callbacks, run["callbacks"]):
-        callback.load_state_dict(own)
+        with noted(f"raised by the callback {type(callback).__name__} in load_state_dict"):
+            callback.load_state_dict(own)
     place = run["place"]
     learn.epoch, learn.step = place["epoch"], place["step"]
     learn.batch_index = place["batches"] - 1
@@ -80,6 +82,15 @@ def missing_callbacks(callbacks: Sequence[Callback], saved: State) -> list[str]:
     here = Counter(type(callback).__name__ for callback in callbacks)
     there = Counter(name for name, _ in saved["run"]["callbacks"])
     return [name for name in (there - here).elements() if name != "Checkpoint"]
+
+
+def _own_state(callback: Callback) -> tuple[str, State]:
+    """Return name and state of a callback, once that is known to fit into a file."""
+    name = type(callback).__name__
+    with noted(f"raised by the callback {name} in state_dict"):
+        own = callback.state_dict()
+    plain: State = checkpoint.plain(own, f"callbacks: the state_dict of {name}")
+    return name, plain
 
 
 def _paired(

@@ -34,6 +34,7 @@ from onecycle.found import LRFind
 from onecycle.loop import Loop
 from onecycle.losses import activation, check_scalar, infer_loss
 from onecycle.metrics import Metric, Scores, named
+from onecycle.notes import note
 from onecycle.optimizers import LR, OptFunc, Splitter
 from onecycle.schedules import (
     Schedule,
@@ -173,17 +174,18 @@ class Trainer:
         first: list[Callback] = [self.recorder] if scheduler is None else [self.recorder, scheduler]
         everyone = [*first, *given, self.display]
         savers = [callback for callback in given if isinstance(callback, Checkpoint)]
+        self._check_savers(savers)
         self.loop.require_rest()
         self.plan = plans.of_fit(self, method, epochs, n_epochs, lrs, decay, scheduler)
         begun, self._begun = self._begun, self._begun + 1
         saved = saved or self._unfinished(savers)
         if saved is not None:
             if resuming.is_behind(self, saved[1], begun):
-                self._say(f"{saved[0]}: this fit is finished there, and left out")
+                self.say(f"{saved[0]}: this fit is finished there, and left out")
                 self.model.load_state_dict(saved[1]["model"])
                 return
             resuming.check(self, *saved, everyone)
-            self._say(resuming.line(self, *saved))
+            self.say(resuming.line(self, *saved))
         with optimizers.preserved(self.opt):
             optimizers.write(self.opt, "lr", lrs)
             if decay is not None:
@@ -199,6 +201,12 @@ class Trainer:
                 f"model: {new[0]!r} is trainable, but the optimizer does not have it; make a new "
                 "Learner after changing the model"
             )
+        twice = [cb for i, cb in enumerate(given) if any(cb is other for other in given[:i])]
+        if twice:
+            raise ValueError(
+                f"callbacks: one {type(twice[0]).__name__} is there twice, and its hooks would be "
+                "called twice; give it to the Learner or to the fit"
+            )
         torches = sum(isinstance(cb, TorchScheduler) for cb in given)
         if torches > (scheduler is None):
             raise ValueError(
@@ -206,16 +214,22 @@ class Trainer:
                 "both set the learning rate; use one, with fit(epochs, lr)"
             )
 
+    def _check_savers(self, savers: list[Checkpoint]) -> None:
+        """Refuse several that would write one file, or go on with several runs."""
+        paths = [str(saver.path) for saver in savers]
+        if len(set(paths)) < len(paths):
+            raise ValueError(f"callbacks: several Checkpoints with one path, got {paths}")
+        if sum(saver.resume for saver in savers) > 1:
+            raise ValueError("callbacks: one Checkpoint only can have resume=True")
+
     def _unfinished(self, savers: list[Checkpoint]) -> tuple[Path, dict[str, Any]] | None:
         """Return the unfinished run that one of `savers` is to go on with, if there is one."""
         resumable = [saver for saver in savers if saver.resume]
-        if len(resumable) > 1:
-            raise ValueError("callbacks: one Checkpoint only can have resume=True")
         found = resuming.load(resumable[0].path) if resumable else None
         return None if found is None or found[1]["run"]["finished"] else found
 
-    def _say(self, text: str) -> None:
-        """Tell something in a line, unless nothing is to be shown."""
+    def say(self, text: str) -> None:
+        """Show a line of text, unless nothing is to be shown."""
         if self.display.table:
             surface().line(text)
 
@@ -302,7 +316,12 @@ class Trainer:
             loss_func = self._inferred or infer_loss(target)
             if self.loop.running:
                 self._inferred = loss_func
-        return loss_func(pred, target)
+        try:
+            return loss_func(pred, target)
+        except Exception as error:
+            shapes = f"a model output {batches.shape(pred)} and a target {batches.shape(target)}"
+            note(error, f"raised by the loss, of {shapes}")
+            raise
 
     # ---- evaluation: leaves no trace -----------------------------------------------------------
 
@@ -392,6 +411,8 @@ class Trainer:
                 or its schedule is a function of your own: then call the same fit again with
                 `Checkpoint(path, resume=True)`.
         """
+        if Path(path).is_dir():
+            raise ValueError(f"path: {str(path)!r} is a folder, give the name of a file")
         found = resuming.load(Path(path))
         if found is None:
             raise FileNotFoundError(f"path: there is no file {str(path)!r}")

@@ -76,7 +76,14 @@ def loaders(name):
         return DataLoaders([(x[i : i + 20], y[i : i + 20]) for i in range(0, n, 20)], valid)
     generator = torch.Generator().manual_seed(5) if name == "own_generator" else None
     workers = 2 if name == "workers" else 0
-    loader = DataLoader(Noisy(*train), 20, shuffle=True, generator=generator, num_workers=workers)
+    loader = DataLoader(
+        Noisy(*train),
+        20,
+        shuffle=True,
+        generator=generator,
+        num_workers=workers,
+        multiprocessing_context="fork" if workers else None,
+    )
     return DataLoaders(loader, valid, steps_per_epoch=5 if name == "stream" else None)
 
 

@@ -13,7 +13,17 @@ import onecycle
 
 PACKAGE = Path(onecycle.__file__).parent
 LAYERS = [
-    {"checks", "batch", "smoothing", "generators", "interrupts", "files", "plot", "tables"},
+    {"notes"},
+    {
+        "checks",
+        "batch",
+        "smoothing",
+        "generators",
+        "interrupts",
+        "files",
+        "plot",
+        "tables",
+    },
     {"snapshot", "schedules", "optimizers", "metrics", "series", "suggest"}
     | {"models", "losses", "display", "plot_lr_find"},
     {"checkpoint", "callback", "data", "evaluation", "freezing", "plot_activations", "found"},
