@@ -1,6 +1,7 @@
 """Batches: nested tuples, lists and dicts of tensors, moved, split, counted and fed."""
 
 from collections.abc import Iterator, Mapping
+from textwrap import shorten
 from typing import Any
 
 import numpy as np
@@ -24,21 +25,27 @@ def as_device(device: torch.device | str | None) -> torch.device:
     """Return `device`, the default one for None, once it is known to work.
 
     Raises:
+        TypeError: it is no device.
         ValueError: there is no such device here.
     """
     if device is None:
         return default_device()
     try:
         return torch.zeros(1, device=device).device
+    except TypeError:
+        raise TypeError(f"device must be a torch.device or its name, got {device!r}") from None
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
         raise ValueError(f"device={device!r} cannot be used: {reason}") from None
 
 
-def as_tensor(value: Any) -> Tensor:
+def as_tensor(value: Any, name: str = "tensors") -> Tensor:
     """Return an array, a data frame, a series or a list as a tensor; float64 becomes the default.
 
     A tensor is returned as it is: who made it chose its type.
+
+    Raises:
+        TypeError: it holds no numbers; the message names it `name`.
 
     >>> as_tensor(np.zeros(2)).dtype
     torch.float32
@@ -46,6 +53,8 @@ def as_tensor(value: Any) -> Tensor:
     if isinstance(value, Tensor):
         return value
     array = np.asarray(value.to_numpy() if hasattr(value, "to_numpy") else value)
+    if array.dtype.kind not in "biufc":
+        raise TypeError(f"{name} must hold numbers, got {shorten(repr(value), 99)}")
     tensor = torch.from_numpy(array if array.flags.writeable else array.copy())
     return tensor.to(torch.get_default_dtype()) if array.dtype == np.float64 else tensor
 
@@ -124,7 +133,7 @@ def forward(model: nn.Module, inputs: Any) -> Any:
             return model(*inputs)
         return model(inputs)
     except Exception as error:
-        note(error, f"raised by the model, of inputs {shape(inputs)}")
+        note(error, f"raised by the model, of inputs {shape(inputs)} of the data")
         raise
 
 

@@ -186,7 +186,7 @@ def as_callbacks(callbacks: Any) -> list[Callback]:
     """
     if callbacks is None:
         return []
-    single = isinstance(callbacks, (Callback, type)) or not isinstance(callbacks, Iterable)
+    single = isinstance(callbacks, (Callback, type, str)) or not isinstance(callbacks, Iterable)
     items = [callbacks] if single else list(callbacks)
     result = [_made(item) for item in items]
     for item in result:

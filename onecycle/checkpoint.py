@@ -53,7 +53,7 @@ def load(path: files.PathLike) -> dict[str, Any]:
         FileNotFoundError: there is no such file.
         ValueError: the file is damaged, or not one of ours.
     """
-    path = Path(path)
+    path = files.as_path(path)
     if not path.is_file():
         raise FileNotFoundError(f"path: there is no file {str(path)!r}")
     try:

@@ -2,7 +2,7 @@
 
 import math
 import operator
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from numbers import Real
 from typing import Any
 
@@ -40,7 +40,8 @@ def real(
         number < high if open_high else number <= high
     )
     if not inside or (math.isinf(number) and not allow_inf):
-        left, right = "(" if open_low else "[", ")" if open_high else "]"
+        left = "(" if open_low or math.isinf(low) else "["
+        right = ")" if open_high or (math.isinf(high) and not allow_inf) else "]"
         raise ValueError(f"{name} must lie in {left}{low:g}, {high:g}{right}, got {value!r}")
     return number
 
@@ -59,6 +60,13 @@ def flag(name: str, value: Any) -> bool:
     if not isinstance(value, bool):
         raise TypeError(f"{name} must be True or False, got {value!r}")
     return value
+
+
+def several(name: str, value: Any) -> tuple[Any, ...]:
+    """Return the items of `value`; a string is not taken for its letters."""
+    if isinstance(value, (str, bytes)) or not isinstance(value, Iterable):
+        raise TypeError(f"{name} must be a list, got {value!r}")
+    return tuple(value)
 
 
 def pair(name: str, value: Any, example: str) -> tuple[Any, Any]:

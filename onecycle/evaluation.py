@@ -68,12 +68,16 @@ class Evaluator:
         self(loader, take, aside=True)
         if not preds:
             raise ValueError("dl is empty: it must yield at least one batch")
+        if len({target is None for target in targets}) > 1:
+            raise ValueError("dl must have a target in every batch, or in none")
         return batches.concat(preds), None if targets[0] is None else batches.concat(targets)
 
     def predict(self, inputs: Any) -> Any:
         """Return the model's output for one batch of inputs."""
+        if inputs is None or isinstance(inputs, (str, int, float)):
+            raise TypeError(f"x must be one batch of inputs, got {inputs!r}")
         frame = hasattr(inputs, "to_numpy")
-        moved = batches.to_device(batches.as_tensor(inputs) if frame else inputs, self.device)
+        moved = batches.to_device(batches.as_tensor(inputs, "x") if frame else inputs, self.device)
         with self.kept(None), snapshot.evaluating(self.model), torch.no_grad(), self.autocast():
             return batches.forward(self.model, moved)
 

@@ -7,9 +7,24 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from itertools import count
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 PathLike = str | os.PathLike[str]
+
+
+def as_path(path: Any) -> Path:
+    """Return `path` as a Path, if a file can have that name.
+
+    Raises:
+        TypeError: it is no name.
+        IsADirectoryError: there is a folder of that name.
+    """
+    if not isinstance(path, (str, os.PathLike)) or not os.fspath(path):
+        raise TypeError(f"path must be the name of a file, got {path!r}")
+    name = Path(path)
+    if name.is_dir():
+        raise IsADirectoryError(f"path: {str(name)!r} is a folder, give the name of a file")
+    return name
 
 
 def write(path: PathLike, fill: Callable[[BinaryIO], object], keep: int = 1) -> Path:
@@ -27,10 +42,11 @@ def write(path: PathLike, fill: Callable[[BinaryIO], object], keep: int = 1) -> 
     Raises:
         OSError: the file cannot be written; what was there before is still there.
     """
-    path = Path(path)
-    if path.is_dir():
-        raise IsADirectoryError(f"path: {str(path)!r} is a folder, give the name of a file")
-    path.parent.mkdir(parents=True, exist_ok=True)
+    path = as_path(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise type(error)(f"path: {str(path)!r} cannot be written: {error}") from error
     _remove_leftovers(path)
     _settle(path, keep)
     temporary = path.with_name(f"{_prefix(path)}{uuid.uuid4().hex}")

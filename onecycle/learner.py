@@ -20,7 +20,6 @@ from onecycle.found import LRFind
 from onecycle.optimizers import LR
 from onecycle.schedules import (
     Schedule,
-    constant,
     flat_cos,
     progress,
     sgdr,
@@ -447,7 +446,7 @@ class Learner(Trainer):
         """
         given = schedule if isinstance(schedule, Mapping) else {"": schedule}
         if not given:
-            raise ValueError("schedule must hold at least one schedule, got an empty dict")
+            raise ValueError("schedule must hold at least one schedule, got {}")
         steps = self._steps(epochs)
         grid = [progress(t, steps) for t in range(steps)]
         curves = {}
@@ -458,8 +457,8 @@ class Learner(Trainer):
             still = (
                 optimizers.read(self.opt, "mom") if optimizers.has_momentum(self.opt) else math.nan
             )
-            mom = plan["mom"][-1] if "mom" in plan else constant(still)
-            curves[name] = [plan["lr"][-1](p) for p in grid], [mom(p) for p in grid]
+            moms = [plan["mom"][-1](p) for p in grid] if "mom" in plan else [still] * steps
+            curves[name] = [plan["lr"][-1](p) for p in grid], moms
         return plot.schedules(curves, self.steps_per_epoch, ax)
 
     def report(self, path: str | os.PathLike[str]) -> Path:

@@ -27,7 +27,7 @@ from onecycle.callback import (
 from onecycle.data.reading import Reader
 from onecycle.interrupts import Interrupts
 from onecycle.metrics import named
-from onecycle.notes import batches_of, note
+from onecycle.notes import batches_of, note, noted
 
 if TYPE_CHECKING:
     from onecycle.trainer import Trainer
@@ -247,7 +247,8 @@ def _validate(learn: Trainer) -> None:
             raise Interrupted
 
     if learn.data.valid is not None:  # a hook may have taken it away
-        learn.scores = learn.evaluate(learn.data.valid, watch)
+        with noted("on the validation data"):
+            learn.scores = learn.evaluate(learn.data.valid, watch)
 
 
 def _scope(

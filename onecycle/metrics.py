@@ -16,6 +16,7 @@ from typing import Any, Protocol, cast, runtime_checkable
 import torch
 from torch import Tensor
 
+from onecycle import checks
 from onecycle.batch import concat
 
 RESERVED = ("epoch", "train_loss", "valid_loss", "lr", "seconds", "time")
@@ -63,6 +64,8 @@ class MeanMetric:
         each: Callable[..., Tensor],
         finish: Callable[[Tensor], Tensor] = _identity,
     ) -> None:
+        if not callable(each):
+            raise TypeError(f"each must be a function of (pred, target), got {each!r}")
         functools.update_wrapper(self, each)
         self.__name__: str = getattr(each, "__name__", type(each).__name__)
         self.each = each
@@ -129,7 +132,8 @@ def top_k_accuracy(pred: Tensor, target: Tensor, k: int = 5) -> Tensor:
     >>> top_k_accuracy(torch.tensor([[0.1, 0.2, 0.7]]), torch.tensor([1]), k=2)
     tensor(1.)
     """
-    best = _scores_of_classes(pred, target).topk(min(k, pred.shape[1]), dim=1).indices
+    classes = _scores_of_classes(pred, target).shape[1]
+    best = pred.topk(min(checks.integer("k", k), classes), dim=1).indices
     return (best == target.unsqueeze(1)).any(1)
 
 
@@ -196,7 +200,7 @@ class Scores:
 
     def __init__(self, metrics: Sequence[Metric] | Mapping[str, Metric]) -> None:
         self.loss = Mean()
-        self.gatherers = {name: _gatherer(metric) for name, metric in named(metrics).items()}
+        self.gatherers = {name: _gatherer(name, metric) for name, metric in named(metrics).items()}
 
     def add(self, pred: Any, target: Any, loss: Tensor, n: int) -> None:
         """Take one batch of `n` samples."""
@@ -284,13 +288,13 @@ class _WholeSetGatherer:
         return self.function(concat(list(preds)), concat(list(targets)))
 
 
-def _gatherer(metric: Metric) -> MetricObject | _MeanGatherer | _WholeSetGatherer:
+def _gatherer(name: str, metric: Metric) -> MetricObject | _MeanGatherer | _WholeSetGatherer:
     if isinstance(metric, MeanMetric):
         return _MeanGatherer(metric, {})
     if isinstance(metric, functools.partial) and isinstance(metric.func, MeanMetric):
         return _MeanGatherer(metric.func, metric.keywords)
     if isinstance(metric, MetricObject):
-        metric.reset()
+        _call(name, metric.reset)
         return metric
     return _WholeSetGatherer(metric)
 

@@ -22,7 +22,7 @@ def simple_cnn(channels: Sequence[int]) -> nn.Sequential:
     >>> simple_cnn((3, 16, 16, 2))(torch.zeros(5, 3, 28, 28)).shape
     torch.Size([5, 2])
     """
-    sizes = [checks.integer("channels", size) for size in channels]
+    sizes = [checks.integer("channels", size) for size in checks.several("channels", channels)]
     if len(sizes) < 2:
         raise ValueError(f"channels must hold at least two sizes, got {channels!r}")
     layers: list[nn.Module] = []

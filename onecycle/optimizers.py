@@ -10,6 +10,7 @@ import functools
 import inspect
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from textwrap import shorten
 from typing import Any
 
 import torch
@@ -87,7 +88,7 @@ def layer_groups(model: nn.Module, splitter: Splitter | None) -> list[list[nn.Pa
     parts: Any = splitter
     if callable(splitter) and not isinstance(splitter, nn.Module):
         parts = splitter(model)
-    if isinstance(parts, nn.Module) or not isinstance(parts, Iterable):
+    if isinstance(parts, (nn.Module, str)) or not isinstance(parts, Iterable):
         raise TypeError(f"splitter must give a list, a part for each layer group, got {parts!r}")
     groups = [_parameters(part) for part in parts]
     listed = [id(parameter) for group in groups for parameter in group]
@@ -287,7 +288,7 @@ def _torch_groups(groups: list[list[nn.Parameter]]) -> list[Group]:
 def _check(opt: Any, model: nn.Module) -> None:
     """Refuse what is no optimizer, needs a closure, or trains another model."""
     if not isinstance(opt, torch.optim.Optimizer):
-        raise TypeError(f"opt_func must return a torch optimizer, got {opt!r}")
+        raise TypeError(f"opt_func must return a torch optimizer, got {shorten(repr(opt), 99)}")
     closure = inspect.signature(opt.step).parameters.get("closure")
     if closure is not None and closure.default is closure.empty:
         name = type(opt).__name__

@@ -19,11 +19,14 @@ CLEAR: dict[str, Any] = {"color": "C0", "linewidth": 1.8}
 
 def axes(ax: Axes | None) -> Axes:
     """Return `ax`, or the axes of a new figure."""
-    if ax is not None:
-        return ax
+    import matplotlib.axes
     import matplotlib.pyplot as plt
 
-    return plt.subplots(figsize=(6.0, 4.0), layout="constrained")[1]
+    if ax is None:
+        return plt.subplots(figsize=(6.0, 4.0), layout="constrained")[1]
+    if not isinstance(ax, matplotlib.axes.Axes):
+        raise TypeError(f"ax must be matplotlib Axes, got {ax!r}")
+    return ax
 
 
 def side_by_side(widths: Sequence[float]) -> Any:
@@ -152,10 +155,9 @@ def schedules(
     steps = len(next(iter(curves.values()))[0])
     has_moms = not all(np.isnan(moms[0]) for _, moms in curves.values())
     text = boundary_table({name: lrs for name, (lrs, _) in curves.items()}, per_epoch)
-    drawn: list[Any] = [ax]
-    if ax is None:
-        columns = 0.4 + 0.07 * len(text.splitlines()[0])  # inches, by the size of the text
-        drawn = list(side_by_side([5.0, 5.0, columns] if has_moms else [5.0, columns]))
+    columns = 0.4 + 0.07 * len(text.splitlines()[0])  # inches, by the size of the text
+    widths = [5.0, 5.0, columns] if has_moms else [5.0, columns]
+    drawn: list[Any] = list(side_by_side(widths)) if ax is None else [axes(ax)]
     for i, quantity in enumerate(["learning rate", "momentum"][: len(drawn)]):
         if i == 0 or has_moms:
             lines = [

@@ -39,7 +39,7 @@ def layer_stats(steps: Steps, curves: dict[str, Array], layer: str, ax: Any = No
     row = np.atleast_1d(panels).ravel()
     if len(row) != len(curves):
         raise TypeError(f"ax must be a row of {len(curves)} axes, got {ax!r}")
-    for panel, (name, values) in zip(row, curves.items(), strict=True):
+    for panel, (name, values) in zip(map(plot.axes, row), curves.items(), strict=True):
         panel.plot(steps, values, **plot.CLEAR)
         panel.set(xlabel="step", title=name)
         panel.grid(alpha=0.25)

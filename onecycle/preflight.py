@@ -12,6 +12,7 @@ from torch import nn
 from onecycle import batch as batches
 from onecycle.data.in_memory import InMemoryLoader
 from onecycle.data.reading import n_samples
+from onecycle.notes import noted
 
 if TYPE_CHECKING:
     from onecycle.trainer import Trainer
@@ -42,7 +43,8 @@ def check_validation(learn: Trainer) -> None:
     try:
         learn.evaluate(First(valid))
     except Exception:  # noqa: BLE001 - what fails on the whole set as well is raised by that
-        learn.evaluate(valid)
+        with noted("on the validation data, which are looked at before the first step"):
+            learn.evaluate(valid)
 
 
 def check_last_batch(learn: Trainer) -> None:
@@ -57,25 +59,27 @@ def check_last_batch(learn: Trainer) -> None:
     normed = any(isinstance(part, nn.modules.batchnorm._BatchNorm) for part in inside)  # noqa: SLF001
     if last is None or not normed:
         return
+    what, make = last
     with learn.looking(train), torch.no_grad(), learn.training_step.autocast():
-        inputs, _ = batches.split(batches.to_device(last(), learn.device))
+        inputs, _ = batches.split(batches.to_device(make(), learn.device))
         try:
             batches.forward(learn.model, inputs)
         except ValueError as error:
             raise ValueError(
-                "data: the last batch of an epoch of train has one sample, on which batch norm "
-                f"cannot train ({error}); choose another batch_size, or drop_last=True of a "
-                "DataLoader"
+                f"data: {what} leave a last batch of one, on which batch norm cannot train "
+                f"({error}); choose another batch_size, or drop_last=True of a DataLoader"
             ) from error
 
 
-def _last_of_one(train: Any) -> Callable[[], Any] | None:
-    """Return what makes the last batch, if it is known to have one sample."""
+def _last_of_one(train: Any) -> tuple[str, Callable[[], Any]] | None:
+    """Return the data in words and what makes the last batch, if it is known to be one sample."""
     if isinstance(train, (list, tuple)):
-        return (lambda: train[-1]) if batches.samples(train[-1]) == 1 else None
+        of_one = batches.samples(train[-1]) == 1
+        return (f"the {len(train)} batches of train", lambda: train[-1]) if of_one else None
     size, samples = getattr(train, "batch_size", None), n_samples(train)
     if not size or not samples or samples % size != 1 or getattr(train, "drop_last", False):
         return None
+    what = f"{samples} samples in batches of batch_size={size}"
     if isinstance(train, InMemoryLoader):
-        return lambda: tuple(tensor[:1] for tensor in train.tensors)
-    return lambda: train.collate_fn([train.dataset[0]])
+        return what, lambda: tuple(tensor[:1] for tensor in train.tensors)
+    return what, lambda: train.collate_fn([train.dataset[0]])

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler
 
 from onecycle import batch as batches
-from onecycle import checkpoint, checks, optimizers, resuming, snapshot
+from onecycle import checkpoint, checks, files, optimizers, resuming, snapshot
 from onecycle import plan as plans
 from onecycle.callback import (
     Callback,
@@ -24,7 +24,7 @@ from onecycle.callbacks.live_plot import LivePlot
 from onecycle.callbacks.progress import ProgressBar
 from onecycle.callbacks.recorder import Recorder
 from onecycle.callbacks.saving import Checkpoint
-from onecycle.callbacks.scheduler import ParamScheduler
+from onecycle.callbacks.scheduler import OneCycleScheduler, ParamScheduler
 from onecycle.callbacks.short_run import ShortRun
 from onecycle.callbacks.torch_scheduler import TorchScheduler
 from onecycle.data.loaders import DataLoaders, as_loaders, check_loader
@@ -45,6 +45,9 @@ from onecycle.step import TrainingStep
 
 if TYPE_CHECKING:
     from typing_extensions import Self
+
+
+NAMES = {"lr": "the learning rate", "mom": "momentum", "wd": "weight decay"}
 
 
 class Rehearse(Protocol):
@@ -207,12 +210,15 @@ class Trainer:
                 f"callbacks: one {type(twice[0]).__name__} is there twice, and its hooks would be "
                 "called twice; give it to the Learner or to the fit"
             )
-        torches = sum(isinstance(cb, TorchScheduler) for cb in given)
-        if torches > (scheduler is None):
-            raise ValueError(
-                "callbacks: a TorchScheduler and another one, or the schedule of this fit, would "
-                "both set the learning rate; use one, with fit(epochs, lr)"
-            )
+        setters: dict[str, Callback] = {}
+        for callback in [*given, *([] if scheduler is None else [scheduler])]:
+            for name in sets(callback):
+                if name in setters:
+                    both = f"{type(callback).__name__} and {type(setters[name]).__name__}"
+                    raise ValueError(
+                        f"callbacks: {both} would both set {NAMES.get(name, name)}; use one of them"
+                    )
+                setters[name] = callback
 
     def _check_savers(self, savers: list[Checkpoint]) -> None:
         """Refuse several that would write one file, or go on with several runs."""
@@ -366,7 +372,7 @@ class Trainer:
                 softmax over dimension 1 for cross entropy, sigmoid for binary cross entropy, exp
                 for negative log likelihood.
         """
-        finish = self._activation() if activate else None
+        finish = self._activation() if checks.flag("activate", activate) else None
         return self._evaluator.collect(self._loader(dl), finish)
 
     def predict(self, x: Any) -> Any:
@@ -386,7 +392,8 @@ class Trainer:
             FileNotFoundError: there is no such file.
             ValueError: it is damaged or of another model or optimizer; the learner is as it was.
         """
-        checkpoint.restore(path, self.model, self.opt if with_opt else None)
+        opt = self.opt if checks.flag("with_opt", with_opt) else None
+        checkpoint.restore(path, self.model, opt)
         return self
 
     def resume(
@@ -411,9 +418,7 @@ class Trainer:
                 or its schedule is a function of your own: then call the same fit again with
                 `Checkpoint(path, resume=True)`.
         """
-        if Path(path).is_dir():
-            raise ValueError(f"path: {str(path)!r} is a folder, give the name of a file")
-        found = resuming.load(Path(path))
+        found = resuming.load(files.as_path(path))
         if found is None:
             raise FileNotFoundError(f"path: there is no file {str(path)!r}")
         file, saved = found
@@ -521,3 +526,13 @@ def scheduler_of(schedule: Any, lrs: list[float]) -> ParamScheduler | TorchSched
                 f"schedule must be a function of progress that returns a factor: {error}{builder}"
             ) from error
     return ParamScheduler({"lr": [scaled(schedule, base) for base in lrs]})
+
+
+def sets(callback: Callback) -> set[str]:
+    """Return the hyper-parameters that a scheduler of ours writes at every step."""
+    if isinstance(callback, OneCycleScheduler):
+        return {"lr"} if callback.moms is None else {"lr", "mom"}
+    if isinstance(callback, ParamScheduler):
+        short = {"momentum": "mom", "weight_decay": "wd"}
+        return {short.get(name, name) for name in callback.schedules}
+    return {"lr"} if isinstance(callback, TorchScheduler) else set()

@@ -258,7 +258,8 @@ class ActivationStats(Callback):
             raise ValueError("nothing was recorded: train with this callback first")
         if isinstance(layer, str) and layer in self.layers:
             return self.layers.index(layer)
-        if isinstance(layer, (int, np.integer)) and -n <= layer < n:
+        whole = isinstance(layer, (int, np.integer)) and not isinstance(layer, bool)
+        if whole and -n <= int(layer) < n:
             return int(layer) % n
         names = ", ".join(map(repr, self.layers))
         raise ValueError(f"layer must be one of {names}, or below {n} as an index, got {layer!r}")
@@ -292,10 +293,12 @@ def _checked(modules: Any) -> Any:
         return lambda module: isinstance(module, modules)
     if isinstance(modules, (str, nn.Module)):
         return [modules]
-    if isinstance(modules, Iterable):
-        return list(modules)
     if modules is None or callable(modules):
         return modules
+    if isinstance(modules, Iterable):
+        items = list(modules)
+        if items and all(isinstance(item, (str, nn.Module)) for item in items):
+            return items
     raise TypeError(f"modules must be a function, names or modules, got {modules!r}")
 
 

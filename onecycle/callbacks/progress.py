@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING
 
-from onecycle import optimizers
+from onecycle import checks, optimizers
 from onecycle.callback import Callback
 from onecycle.display import Surface, surface
 
@@ -33,8 +33,8 @@ class ProgressBar(Callback):
     """
 
     def __init__(self, bar: bool = True, table: bool = True) -> None:
-        self.bar = bar
-        self.table = table
+        self.bar = checks.flag("bar", bar)
+        self.table = checks.flag("table", table)
         self._surface = Surface()
         self._first = 0
         self._started = self._next = 0.0

@@ -228,7 +228,8 @@ class Recorder(Callback):
 
     def on_train_end(self, learn: Learner) -> None:  # noqa: ARG002
         """Mark an epoch that was broken off; forget the fit when nothing came of it."""
-        self._started = 0.0
+        self._read()
+        self._epoch, self._steps, self._started = RunningLoss(), 0, 0.0
         if len(self._lrs) > self._marks[-1][0]:
             self._marks.append(self._here())
         if self.fits and self.fits[-1] == (len(self._lrs), len(self.history)):
@@ -296,6 +297,7 @@ class Recorder(Callback):
         """
         from onecycle import plot
 
+        checks.flag("show_moms", show_moms)
         names = {"learning rate": self.lrs} | ({"momentum": self.moms} if show_moms else {})
         if ax is None:
             ax = plot.side_by_side([5.0] * len(names))
@@ -304,7 +306,7 @@ class Recorder(Callback):
             raise TypeError(f"ax must be {wanted} show_moms=True, got {np.size(ax)}")
         drawn = tuple(
             plot.over_epochs(self.epochs, values, name, one, borders=self.borders)
-            for (name, values), one in zip(names.items(), np.atleast_1d(ax), strict=True)
+            for (name, values), one in zip(names.items(), np.atleast_1d(ax).tolist(), strict=True)
         )
         return drawn if show_moms else drawn[0]
 
@@ -325,7 +327,7 @@ class Recorder(Callback):
             self.smooth_losses[skip:],
             self.points("valid_loss"),
             ax,
-            log=log,
+            log=checks.flag("log", log),
             borders=self.borders,
         )
 
@@ -337,6 +339,7 @@ class Recorder(Callback):
         """
         from onecycle import plot
 
+        checks.flag("log", log)
         norms = self.grad_norms
         if not np.isfinite(norms).any():
             raise ValueError(
@@ -368,7 +371,8 @@ class Recorder(Callback):
             name: a column of the history.
             since: rows that are left out.
         """
-        rows = list(zip(self._places, self.history, strict=True))[since:]
+        first = checks.integer("since", since, low=0)
+        rows = list(zip(self._places, self.history, strict=True))[first:]
         return [(place, row[name]) for place, row in rows if name in row]
 
     def _here(self) -> tuple[int, float]:

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import time
 import warnings
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from onecycle import checkpoint, checks, state
+from onecycle import checkpoint, checks, files, state
 from onecycle.callback import Callback
 from onecycle.data.reading import positioned_by
-from onecycle.files import PathLike
 
 if TYPE_CHECKING:
     from onecycle.trainer import Trainer
@@ -50,7 +48,7 @@ class Checkpoint(Callback):
 
     def __init__(
         self,
-        path: PathLike,
+        path: files.PathLike,
         every_epochs: int | None = 1,
         every_steps: int | None = None,
         every_minutes: float | None = None,
@@ -59,9 +57,7 @@ class Checkpoint(Callback):
         resume: bool = False,
         on_error: str = "raise",
     ) -> None:
-        if not isinstance(path, (str, Path)) or not str(path):
-            raise TypeError(f"path must be the name of a file, got {path!r}")
-        self.path = Path(path)
+        self.path = files.as_path(path)
         self.every_epochs = _optional("every_epochs", every_epochs)
         self.every_steps = _optional("every_steps", every_steps)
         self.every_minutes = (
@@ -110,7 +106,7 @@ class Checkpoint(Callback):
                 f"the checkpoint {str(self.path)!r} of step {learn.step} was not written: {error}"
             )
             if self.on_error == "raise":
-                raise type(error)(error.errno, text) from error
+                raise type(error)(text) from error
             warnings.warn(f"{text}; training goes on", stacklevel=2)
 
     def _is_due(self, learn: Trainer, epoch_over: bool) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -12,11 +12,15 @@ from onecycle import optimizers, schedules
 from onecycle.callback import Callback
 from onecycle.optimizers import LR
 from onecycle.schedules import Schedule
+from onecycle.schedules.spec import check_values, checked
 
 if TYPE_CHECKING:
     from onecycle.learner import Learner
 
 Plan = dict[str, list[Schedule]]
+RATE: dict[str, Any] = {"low": 0.0}
+MOMENTUM: dict[str, Any] = {"low": 0.0, "high": 1.0, "open_high": True}
+INTERVALS = {"lr": RATE, "wd": RATE, "weight_decay": RATE, "mom": MOMENTUM, "momentum": MOMENTUM}
 
 
 class ParamScheduler(Callback):
@@ -29,6 +33,8 @@ class ParamScheduler(Callback):
 
     Raises:
         TypeError: something that is no function of progress.
+        ValueError, TypeError: when the fit begins, a name that the optimizer does not have, or a
+            first, middle or last value that it cannot take.
 
     >>> from onecycle.schedules import linear
     >>> half_way_down = ParamScheduler({"wd": linear(0.1, 0.05)})
@@ -39,20 +45,18 @@ class ParamScheduler(Callback):
             raise TypeError(f"schedules must be a dict of name to schedule, got {schedules!r}")
         self.schedules: Plan = {}
         for name, value in schedules.items():
-            functions = [value] if callable(value) else value
-            given = isinstance(functions, (list, tuple)) and len(functions) > 0
-            if not given or not all(callable(function) for function in functions):
-                raise TypeError(
-                    f"schedules[{name!r}] must be a function of progress, got {value!r}"
-                )
-            self.schedules[name] = list(functions)
+            if not isinstance(name, str):
+                raise TypeError(f"schedules must be by names of hyper-parameters, got {name!r}")
+            functions = value if isinstance(value, (list, tuple)) and value else [value]
+            self.schedules[name] = [checked(f"schedules[{name!r}]", one) for one in functions]
         self._plan = self.schedules
 
     def plan(self, opt: torch.optim.Optimizer, total_steps: int) -> Plan:
         """Return for each hyper-parameter one schedule, or one for each layer group.
 
         Raises:
-            ValueError: a name or a number of schedules does not fit the optimizer.
+            ValueError, TypeError: a name or a number of schedules does not fit the optimizer, or a
+                value does not fit its hyper-parameter.
         """
         n = optimizers.n_groups(opt)
         for name, functions in self.schedules.items():
@@ -66,6 +70,8 @@ class ParamScheduler(Callback):
                 raise ValueError(
                     f"schedules[{name!r}] must hold 1 or {n} schedules, got {len(functions)}"
                 )
+            for function in functions:
+                check_values(f"schedules[{name!r}]", function, **INTERVALS.get(name, {}))
         return {
             name: [schedules.on_steps(function, total_steps) for function in functions]
             for name, functions in self.schedules.items()

@@ -15,6 +15,7 @@ import shutil
 import tarfile
 import tempfile
 from collections.abc import Callable, Iterator
+from functools import partial
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ import torch
 from torch import Tensor
 
 from onecycle import checks
+from onecycle.batch import as_device
 from onecycle.data.loaders import DataLoaders
 
 Arrays = tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]
@@ -65,14 +67,16 @@ def mnist(
     batch_size: int = 64, *, device: torch.device | str | None = None, seed: int = 0
 ) -> DataLoaders:
     """Return MNIST, 60,000 and 10,000 images, 1 x 28 x 28, standardised."""
-    return _idx_set("MNIST", (0.1307,), (0.3081,), batch_size, device, seed)
+    read = partial(_vision_set, "MNIST", "MNIST/raw")
+    return _loaders(read, (0.1307,), (0.3081,), batch_size, device, seed)
 
 
 def fashion_mnist(
     batch_size: int = 64, *, device: torch.device | str | None = None, seed: int = 0
 ) -> DataLoaders:
     """Return Fashion-MNIST, 60,000 and 10,000 images, 1 x 28 x 28, standardised."""
-    return _idx_set("FashionMNIST", (0.2860,), (0.3530,), batch_size, device, seed)
+    read = partial(_vision_set, "FashionMNIST", "FashionMNIST/raw")
+    return _loaders(read, (0.2860,), (0.3530,), batch_size, device, seed)
 
 
 def cifar10(
@@ -81,14 +85,10 @@ def cifar10(
     """Return CIFAR-10, 50,000 and 10,000 images, 3 x 32 x 32, standardised for each channel."""
     mean, std = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
     folder = data_folder()
+    read = partial(_vision_set, "CIFAR10", "cifar-10-batches-py")
     if folder and (folder / CIFAR_JPG).is_file():
-        archive = folder / CIFAR_JPG
-        train, test = (_jpg_set(archive, part) for part in ("train", "test"))
-    else:
-        train, test = (
-            _vision_set("CIFAR10", "cifar-10-batches-py", part) for part in (True, False)
-        )
-    return _loaders(train, test, mean, std, batch_size, device, seed)
+        read = partial(_jpg_set, folder / CIFAR_JPG)
+    return _loaders(read, mean, std, batch_size, device, seed)
 
 
 DATA_SETS: dict[str, Callable[..., DataLoaders]] = {
@@ -103,18 +103,6 @@ def data_folder() -> Path | None:
     """Return the folder that ONECYCLE_DATA names, or None."""
     name = os.environ.get("ONECYCLE_DATA")
     return Path(name) if name else None
-
-
-def _idx_set(
-    name: str,
-    mean: tuple[float, ...],
-    std: tuple[float, ...],
-    batch_size: int,
-    device: torch.device | str | None,
-    seed: int,
-) -> DataLoaders:
-    train, test = (_vision_set(name, f"{name}/raw", part) for part in (True, False))
-    return _loaders(train, test, mean, std, batch_size, device, seed)
 
 
 def _vision_set(name: str, layout: str, train: bool) -> Arrays:
@@ -151,13 +139,13 @@ def _unpacked(zipped: list[Path], layout: str) -> Path:
     return _cache() / "unpacked"
 
 
-def _jpg_set(archive: Path, part: str) -> Arrays:
+def _jpg_set(archive: Path, train: bool) -> Arrays:
     """Return one part of an archive of JPEG files; the decoded arrays are kept in the cache."""
     kept = _cache() / f"{archive.name}.{archive.stat().st_size}.npz"
     if not kept.exists():
         with _whole_file(kept) as file:
             np.savez(file, **_decoded(archive))  # type: ignore[arg-type]
-    arrays = np.load(kept)
+    arrays, part = np.load(kept), "train" if train else "test"
     return arrays[f"{part}_images"], arrays[f"{part}_labels"]
 
 
@@ -187,21 +175,24 @@ def _decoded(archive: Path) -> dict[str, np.ndarray[Any, Any]]:
 
 
 def _loaders(
-    train: Arrays,
-    test: Arrays,
+    read: Callable[[bool], Arrays],
     mean: tuple[float, ...],
     std: tuple[float, ...],
     batch_size: int,
     device: torch.device | str | None,
     seed: int,
 ) -> DataLoaders:
+    """Return the loaders of the images and labels that `read` gives for training and for test."""
+    # Told before minutes of downloading and reading.
     checks.integer("batch_size", batch_size)
+    checks.integer("seed", seed, low=0)
+    device = None if device is None else as_device(device)
     (x, y), (xv, yv) = (
         (
             _standardised(_channels_first(images), mean, std),
             torch.from_numpy(labels.astype(np.int64)),
         )
-        for images, labels in (train, test)
+        for images, labels in map(read, (True, False))
     )
     return DataLoaders.from_tensors(
         x, y, valid=(xv, yv), batch_size=batch_size, device=device, seed=seed

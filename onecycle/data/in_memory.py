@@ -49,7 +49,7 @@ class InMemoryLoader:
             raise ValueError(f"tensors must have one length above 0, got {sorted(lengths)}")
         self.n = lengths.pop()
         self.batch_size = checks.integer("batch_size", batch_size)
-        self.shuffle = shuffle
+        self.shuffle = checks.flag("shuffle", shuffle)
         self.seed = checks.integer("seed", seed, low=0)
         self.epoch = 0
 

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.utils.data import Dataset, IterableDataset
 
 from onecycle import checks
+from onecycle.batch import as_tensor
 from onecycle.data.in_memory import InMemoryLoader
 from onecycle.data.reading import Reader
 
@@ -49,8 +50,6 @@ class DataLoaders:
             _length("train", train)
         else:
             checks.integer("steps_per_epoch", steps_per_epoch)
-        if valid is not None and _is_empty(valid):
-            raise ValueError("valid is empty: it must yield at least one batch, or be None")
         self.train = train
         self.valid = valid
         self._steps = steps_per_epoch
@@ -100,6 +99,7 @@ class DataLoaders:
         >>> data.train.n, data.valid.n
         (8, 2)
         """
+        x, y = as_tensor(x, "x"), as_tensor(y, "y")
         if valid is not None and not isinstance(valid, (tuple, list)):
             whole = InMemoryLoader(x, y, shuffle=True, seed=seed)
             share = checks.real("valid", valid, low=0.0, high=1.0, open_low=True, open_high=True)
@@ -110,7 +110,8 @@ class DataLoaders:
             valid = _pick(whole.tensors, held_out)
             x, y = _pick(whole.tensors, rest)
         elif valid is not None:
-            valid = checks.pair("valid", valid, "(inputs, targets)")
+            pair = checks.pair("valid", valid, "(inputs, targets)")
+            valid = as_tensor(pair[0], "valid"), as_tensor(pair[1], "valid")
         train = InMemoryLoader(x, y, batch_size=batch_size, shuffle=True, seed=seed, device=device)
         if valid is None:
             return cls(train)
@@ -181,6 +182,8 @@ def check_loader(name: str, data: Any, *, again: bool = False) -> None:
             f"{name} can be read only once ({type(data).__name__}): give a list, a DataLoader "
             "or an object whose __iter__ starts anew"
         )
+    if _is_empty(data):
+        raise ValueError(f"{name} is empty: it must yield at least one batch")
 
 
 def _is_array(value: Any) -> bool:

@@ -108,6 +108,7 @@ def _cycle(
 ) -> Schedule:
     """Return start -> peak -> end, or with three phases start -> peak -> start -> end."""
     checks.choice("warmup", warmup, ("linear", "cos"))
+    checks.flag("three_phase", three_phase)
     at = _peak(pct_start, three_phase, total_steps)
     if not three_phase:
         rise = linear if warmup == "linear" else cosine
@@ -126,7 +127,6 @@ def _peak(pct_start: float, three_phase: bool, total_steps: int | None) -> float
     pct_start = checks.real("pct_start", pct_start, low=0.0, high=highest)
     if total_steps is None:
         return pct_start
-    total_steps = checks.integer("total_steps", total_steps)
     most = (total_steps - 2) // (2 if three_phase else 1)
     step = max(1, min(round(pct_start * total_steps), most))
     return progress(step, total_steps)

@@ -21,7 +21,7 @@ from onecycle.schedules.shapes import (
     progress,
     stepped,
 )
-from onecycle.schedules.spec import Schedule
+from onecycle.schedules.spec import Schedule, checked
 
 COOLDOWNS = {"linear": linear, "1-sqrt": one_minus_sqrt, "cos": cosine}
 MODES = ("triangular", "triangular2", "exp_range")
@@ -226,7 +226,8 @@ def step_decay(
     """
     start, factor = checks.positive("start", start), checks.positive("factor", factor)
     epochs = checks.positive("epochs", epochs)
-    drops = [checks.real("at", epoch, low=0.0, high=epochs) / epochs for epoch in at]
+    each = checks.several("at", at)
+    drops = [checks.real("at", epoch, low=0.0, high=epochs) / epochs for epoch in each]
     if drops != sorted(drops):
         raise ValueError(f"at must not fall, got {at!r}")
     borders = [edge(drop, total_steps) for drop in drops]
@@ -247,8 +248,7 @@ def repeat(schedule: Schedule, times: int, *, total_steps: int | None = None) ->
     [1.0, 0.5, 0.0, 1.0, 0.5, 0.0]
     """
     times = checks.integer("times", times)
-    if not callable(schedule):
-        raise TypeError(f"schedule must be a function of progress, got {schedule!r}")
+    checked("schedule", schedule)
     if total_steps is None:
         return _until(times, cycle([(schedule, 1.0)]), None)
     first = [round(i * total_steps / times) for i in range(times + 1)]

@@ -8,7 +8,7 @@ from itertools import pairwise
 from typing import Any
 
 from onecycle import checks
-from onecycle.schedules.spec import Schedule, described
+from onecycle.schedules.spec import Schedule, checked, described
 
 
 class Stepped:
@@ -36,7 +36,9 @@ def stepped(builder: Callable[..., Schedule]) -> Callable[..., Schedule]:
         def planned(steps: int | None) -> Schedule:
             return builder(*args, total_steps=steps, **options)
 
-        return Stepped(planned) if total_steps is None else planned(total_steps)
+        if total_steps is None:
+            return Stepped(planned)
+        return planned(checks.integer("total_steps", total_steps))
 
     return build
 
@@ -48,6 +50,8 @@ def on_steps(schedule: Schedule, total_steps: int) -> Schedule:
     >>> on_steps(wsd(warmup=0.5), total_steps=10)(5 / 9)
     1.0
     """
+    total_steps = checks.integer("total_steps", total_steps)
+    checked("schedule", schedule)
     return schedule.build(total_steps) if isinstance(schedule, Stepped) else schedule
 
 
@@ -66,6 +70,8 @@ def sample(schedule: Schedule, total_steps: int) -> list[float]:
     >>> sample(linear(1.0, 0.0), 5)
     [1.0, 0.75, 0.5, 0.25, 0.0]
     """
+    total_steps = checks.integer("total_steps", total_steps)
+    checked("schedule", schedule)
     return [schedule(progress(t, total_steps)) for t in range(total_steps)]
 
 
@@ -76,6 +82,7 @@ def constant(value: float) -> Schedule:
     >>> constant(0.1)(0.7)
     0.1
     """
+    value = checks.real("value", value)
     return lambda _: value
 
 
@@ -88,6 +95,7 @@ def linear(start: float = 1.0, end: float = 0.0) -> Schedule:
     >>> linear(1.0, 3.0)(0.5)
     2.0
     """
+    start, end = _ends(start, end)
     return lambda p: start * (1.0 - p) + end * p
 
 
@@ -100,6 +108,7 @@ def cosine(start: float = 1.0, end: float = 0.0) -> Schedule:
     >>> cosine(1.0, 0.0)(0.5)
     0.5
     """
+    start, end = _ends(start, end)
 
     def schedule(p: float) -> float:
         weight = (1.0 + math.cos(math.pi * p)) / 2.0
@@ -134,6 +143,7 @@ def poly(start: float = 1.0, end: float = 0.0, power: float = 2.0) -> Schedule:
     >>> poly(1.0, 0.0, power=2)(0.5)
     0.25
     """
+    start, end = _ends(start, end)
     power = checks.positive("power", power)
 
     def schedule(p: float) -> float:
@@ -154,6 +164,7 @@ def rex(start: float = 1.0, end: float = 0.0) -> Schedule:
     >>> round(rex()(0.5), 4)
     0.6667
     """
+    start, end = _ends(start, end)
 
     def schedule(p: float) -> float:
         weight = (1.0 - p) / (1.0 - p / 2.0)
@@ -171,12 +182,17 @@ def one_minus_sqrt(start: float = 1.0, end: float = 0.0) -> Schedule:
     >>> one_minus_sqrt()(0.25)
     0.5
     """
+    start, end = _ends(start, end)
 
     def schedule(p: float) -> float:
         weight = 1.0 - math.sqrt(p)
         return start * weight + end * (1.0 - weight)
 
     return schedule
+
+
+def _ends(start: Any, end: Any) -> tuple[float, float]:
+    return checks.real("start", start), checks.real("end", end)
 
 
 @stepped
@@ -199,6 +215,7 @@ def exp_decay(
     [1.0, 0.5]
     """
     run = before_last(checks.positive("epochs", epochs), total_steps)
+    start = checks.positive("start", start)
     return exponential(start, start * checks.positive("gamma", gamma) ** run)
 
 
@@ -214,6 +231,8 @@ def scaled(schedule: Schedule, factor: float) -> Schedule:
     >>> scaled(linear(1.0, 0.0), 0.1)(0.0)
     0.1
     """
+    checked("schedule", schedule)
+    factor = checks.real("factor", factor)
     if isinstance(schedule, Stepped):
         build = schedule.build
         return Stepped(lambda steps: scaled(build(steps), factor))
@@ -232,23 +251,29 @@ def join(*schedules: Schedule, at: Sequence[float]) -> Schedule:
             a border the later part holds. A part between two equal borders is absent.
 
     Raises:
-        ValueError: a number of borders that does not fit, or borders out of order or range.
+        ValueError, TypeError: something that is no schedule; a number of borders that does not fit,
+            or borders out of order or range.
 
     >>> warm_up_then_hold = join(linear(0.0, 1.0), constant(1.0), at=[0.5])
     >>> sample(warm_up_then_hold, 5)
     [0.0, 0.5, 1.0, 1.0, 1.0]
     """
-    if len(at) != len(schedules) - 1:
+    for schedule in schedules:
+        checked("schedules", schedule)
+    if not schedules:
+        raise ValueError("schedules must hold at least one")
+    borders = checks.several("at", at)
+    if len(borders) != len(schedules) - 1:
         raise ValueError(
             f"at must hold one border fewer than there are schedules ({len(schedules)}), got {at!r}"
         )
-    edges = [0.0, *(checks.real("at", border, low=0.0, high=1.0) for border in at), 1.0]
+    edges = [0.0, *(checks.real("at", border, low=0.0, high=1.0) for border in borders), 1.0]
     if edges != sorted(edges):
         raise ValueError(f"at must not fall, got {at!r}")
 
     def build(total_steps: int | None) -> Schedule:
-        borders = [edge(share, total_steps) for share in edges[:-1]]
-        return joined(schedules, [*(min(1.0, border) for border in borders), 1.0], total_steps)
+        starts = [min(1.0, edge(share, total_steps)) for share in edges[:-1]]
+        return joined(schedules, [*starts, 1.0], total_steps)
 
     return Stepped(build)
 
@@ -287,5 +312,5 @@ def edge(share: float, total_steps: int | None) -> float:
     """
     if total_steps is None:
         return share
-    step = round(share * checks.integer("total_steps", total_steps))
+    step = round(share * total_steps)
     return step / (total_steps - 1) if total_steps > 1 else float(step > 0)

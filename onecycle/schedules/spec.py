@@ -5,6 +5,8 @@ import inspect
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, ParamSpec
 
+from onecycle import checks
+
 Schedule = Callable[[float], float]
 P = ParamSpec("P")
 OWN = "function"  # what stands for a schedule that no builder of ours has made
@@ -20,6 +22,34 @@ def described(builder: Callable[P, Schedule]) -> Callable[P, Schedule]:
         return schedule
 
     return build
+
+
+def checked(name: str, value: Any) -> Schedule:
+    """Return `value` if it can be a schedule; a class, such as torch's schedulers, cannot."""
+    if not callable(value) or isinstance(value, type):
+        raise TypeError(f"{name} must be a function of progress, got {value!r}")
+    return value  # type: ignore[no-any-return]
+
+
+def check_values(name: str, schedule: Schedule, **interval: Any) -> None:
+    """Refuse a schedule whose first, middle or last value is no number of the interval.
+
+    Args:
+        name: what the message calls it.
+        schedule: function of progress.
+        interval: options of `checks.real`.
+
+    Raises:
+        ValueError, TypeError: it says at which progress, and whether a builder was not called.
+    """
+    for p in (0.0, 0.5, 1.0):
+        try:
+            checks.real(f"its value at progress {p}", schedule(p), **interval)
+        except (ValueError, TypeError) as error:
+            kind = TypeError if isinstance(error, TypeError) else ValueError
+            uncalled = hasattr(schedule, "__wrapped__")  # as builders are, and schedules are not
+            hint = f"; is it {schedule.__name__}()?" if uncalled else ""
+            raise kind(f"{name} must be a function of progress: {error}{hint}") from error
 
 
 def describe(schedule: Any) -> dict[str, Any]:
