@@ -60,10 +60,12 @@ def write(path: PathLike, fill: Callable[[BinaryIO], object], keep: int = 1) -> 
             if keep > 1 and path.exists():
                 _set_aside(path)
             temporary.replace(path)
-    except BaseException:
+    except BaseException as error:
         with suppress(OSError):
             temporary.unlink()
             _settle(path, keep)
+        if isinstance(error, OSError) and error.filename is None:
+            error.filename = str(path)
         raise
     _sync_folder(path.parent)
     _settle(path, keep)

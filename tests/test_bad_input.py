@@ -763,9 +763,6 @@ def test_a_path_that_is_none(trained, tmp_path, call):
         call(trained, tmp_path)
 
 
-# -- fails today --
-
-
 TWICE = [
     ("fit", {"schedule": linear()}, ParamScheduler({"lr": linear()})),
     ("fit_one_cycle", {}, OneCycleScheduler(0.1)),

@@ -482,9 +482,6 @@ def test_a_state_that_raises(learn, tmp_path):
     started(call, ZeroDivisionError, "by design", learn, tmp_path)
 
 
-# -- fails today --
-
-
 def test_the_callback_whose_state_no_file_can_hold_is_named(learn, tmp_path):
     call = partial(learn.fit, 1, callbacks=[Checkpoint(tmp_path / "run.pt"), Keeps(object())])
     started(call, TypeError, "Keeps", learn, tmp_path)

@@ -617,9 +617,6 @@ def test_validation_data_that_are_not_finite(data, value):
         learn.fit(3)
 
 
-# -- fails today --
-
-
 def test_a_broken_metric_given_after_a_fit_costs_nothing(data):
     learn = Learner(data, mlp())
     learn.fit(1)
