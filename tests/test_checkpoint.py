@@ -238,6 +238,7 @@ def test_a_loader_that_cannot_be_positioned_goes_on_at_the_epoch(data, path, mon
     assert same(weights(learn), weights(whole))
 
 
+@pytest.mark.filterwarnings("ignore:'set_vital' is deprecated")  # torchdata, with torch 2.15
 def test_torchdata_s_loader_is_used_as_it_is(digit_tensors, path):
     stateful = pytest.importorskip("torchdata.stateful_dataloader")
     x, y = digit_tensors
