@@ -24,7 +24,7 @@ class Checkpoint(Callback):
     before it takes its name, so whatever happens there is one to go on from: by
     `learn.resume(path)`, or by running the same script again with `resume=True`. Without a run that
     is unfinished, `resume=True` begins a new one, and a new run replaces the files of an old one.
-    `learn.load(path)` takes the model alone.
+    `learn.load(path)` takes model and optimizer out of it, and no run.
 
     The first is written before the first step, the last when the fit is over. In between a run is
     saved between two batches. Where the training data cannot be brought to a place within an epoch,
