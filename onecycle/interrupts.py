@@ -27,10 +27,12 @@ class Interrupts:
         self.pending: list[tuple[int, Any]] = []
         self._usual: dict[int, Any] = {}
         self._process = 0
+        self._of_children: Any = None
 
     def __enter__(self) -> Interrupts:
         """Begin to hold signals back."""
         self.pending.clear()
+        self._usual.clear()
         self._process = os.getpid()  # a worker that is forked from it has nothing to finish
         if threading.current_thread() is threading.main_thread():
             for number in HELD:
@@ -42,29 +44,36 @@ class Interrupts:
 
     def __exit__(self, *error: object) -> None:
         """Give the handlers back, then let a signal through that came too late for a rest."""
-        usual, self._usual = self._usual, {}
-        for number, handler in usual.items():
+        # Ctrl-C last: from then on it may come at any line of this.
+        for number, handler in reversed(self._usual.items()):
             signal.signal(number, handler)
-        self._let_through(usual)
+        self.deliver()
 
     def deliver(self) -> None:
-        """Let a signal through that was held back."""
-        self._let_through(self._usual)
+        """Let the signals through that were held back, the last first, until one ends the run."""
+        if self.pending and callable(self._of_children):
+            signal.signal(signal.SIGCHLD, self._of_children)
+        self._of_children = None
+        while self.pending:
+            number, frame = self.pending.pop()
+            try:
+                if not callable(self._usual[number]):
+                    raise SystemExit(128 + number)
+                self._usual[number](number, frame)
+            except BaseException:
+                self.pending.clear()
+                raise
 
     def _take(self, number: int, frame: Any) -> None:
         self.pending.append((number, frame))
         if len(self.pending) > 1 or os.getpid() != self._process:
             self.deliver()
-
-    def _let_through(self, usual: dict[int, Any]) -> None:
-        if not self.pending:
-            return
-        number, frame = self.pending[-1]
-        self.pending.clear()
-        if callable(usual[number]):
-            usual[number](number, frame)
-        else:
-            raise SystemExit(128 + number)
+        elif hasattr(signal, "SIGCHLD"):
+            # A signal to all processes ends the workers, too; torch's handler would raise for them
+            # in the middle of this step.
+            self._of_children = signal.getsignal(signal.SIGCHLD)
+            if callable(self._of_children):
+                signal.signal(signal.SIGCHLD, signal.SIG_DFL)
 
 
 def _acts(number: int, handler: Callable[..., Any] | int | None) -> bool:
