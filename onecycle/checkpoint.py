@@ -13,6 +13,12 @@ from torch import Tensor, nn
 from onecycle import files, optimizers
 
 FORMAT = 2  # 1 had no runs
+
+
+class DamagedError(ValueError):
+    """A file that cannot be read as a checkpoint."""
+
+
 PLAIN = (str, int, float, bool, type(None))
 
 
@@ -64,7 +70,7 @@ def load(path: files.PathLike) -> dict[str, Any]:
         raise
     except Exception as error:
         reason = f"{type(error).__name__}: {error}".splitlines()[0]
-        raise ValueError(
+        raise DamagedError(
             f"path: {str(path)!r} cannot be read as a checkpoint, it is damaged or of another kind "
             f"({reason})"
         ) from error
@@ -93,10 +99,10 @@ def newest(path: files.PathLike) -> tuple[Found | None, list[tuple[Path, str]]]:
     for file in files.versions(path):
         try:
             return (file, load(file)), damaged
-        except ValueError as error:
+        except DamagedError as error:
             damaged.append((file, str(error)))
     if damaged:
-        raise ValueError("; ".join(reason for _, reason in damaged))
+        raise DamagedError("; ".join(reason for _, reason in damaged))
     return None, []
 
 

@@ -5,7 +5,7 @@ import sys
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from itertools import count
+from itertools import count, takewhile
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -21,7 +21,7 @@ def as_path(path: Any) -> Path:
     """
     if not isinstance(path, (str, os.PathLike)) or not os.fspath(path):
         raise TypeError(f"path must be the name of a file, got {path!r}")
-    name = Path(path)
+    name = Path(path).expanduser()
     if name.is_dir():
         raise IsADirectoryError(f"path: {str(name)!r} is a folder, give the name of a file")
     return name
@@ -69,9 +69,8 @@ def write(path: PathLike, fill: Callable[[BinaryIO], object], keep: int = 1) -> 
         raise
     _sync_folder(path.parent)
     _settle(path, keep)
-    for old in map(_older(path), count(keep)):
-        if not old.exists():
-            break
+    spare = list(takewhile(Path.exists, map(_older(path), count(keep))))
+    for old in reversed(spare):  # so that a crash leaves no gap, behind which nobody looks
         old.unlink()
     return path
 

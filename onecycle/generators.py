@@ -51,12 +51,11 @@ def set_states(held: Sequence[Any], state: State) -> None:
     Raises:
         ValueError: another number or kind of generators is held.
     """
-    kinds = [type(generator).__name__ for generator in held]
     saved = [kind for kind, _ in state["held"]]
-    if kinds != saved:
+    if kinds(held) != saved:
         raise ValueError(
             f"data: the saved run drew from the generators {saved} of loader, data set and model, "
-            f"this one has {kinds}"
+            f"this one has {kinds(held)}"
         )
     torch.set_rng_state(state["torch"])
     # A run that moves to a machine with other devices has no state for them.
@@ -68,6 +67,11 @@ def set_states(held: Sequence[Any], state: State) -> None:
     random.setstate(_tuples(state["python"]))
     for generator, (_, value) in zip(held, state["held"], strict=True):
         _set(generator, value)
+
+
+def kinds(held: Iterable[Any]) -> list[str]:
+    """Return what kind of generator each of `held` is."""
+    return [type(generator).__name__ for generator in held]
 
 
 def parts(loader: Any) -> list[Any]:

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 POLICIES = ("raise", "skip", "ignore")
 BLOCK = 512  # steps between two looks at an accelerator
+TOLD = 3  # skipped batches of a fit that are told
 WHAT = "a loss or gradient that is not finite"
 
 
@@ -28,7 +29,7 @@ class Guard:
 
     The CPU tells at once. An accelerator is not waited for: there, an optimizer that takes
     `found_inf` as torch's fused ones do leaves such a step out by itself, and it is told within
-    `BLOCK` steps; any other optimizer has to wait.
+    `BLOCK` steps; any other optimizer has to wait. On cuda Adam, AdamW and SGD are made fused.
 
     Args:
         opt: the optimizer.
@@ -47,16 +48,40 @@ class Guard:
         self._bad = torch.zeros((), device=device)
         self._one = torch.ones((), device=device)
         self._count = torch.zeros((), device=device)
-        self._steps = 0
+        self._steps = self._skipped = 0
         self._kept = Kept([])
 
-    def begin(self, modules: Sequence[nn.Module]) -> None:
-        """Begin a run: what `modules` have in buffers is good."""
+    def begin(self, modules: Sequence[nn.Module], *, scaled: bool = False) -> None:
+        """Begin a run: what `modules` have in buffers is good.
+
+        Args:
+            modules: the model, and the loss where it is a module.
+            scaled: the loss is scaled, so that the optimizer's found_inf is the scaler's.
+        """
         self._kept = Kept([] if self.policy == "ignore" else modules)
-        self._waits = self._bad.device.type == "cpu" or not _takes_found_inf(self._opt)
+        on_cpu = self._bad.device.type == "cpu"
+        self._waits = on_cpu or scaled or not _takes_found_inf(self._opt)
         self._bad.zero_()
         self._count.zero_()
-        self._steps = 0
+        self._steps = self._skipped = 0
+
+    def end(self) -> None:
+        """Let go of the copies."""
+        self._kept = Kept([])
+
+    def forget(self) -> None:
+        """The batch of this step was dropped, whatever its loss was."""
+        self._bad.zero_()
+
+    def keep(self) -> None:
+        """What is in the buffers now is good: a batch was taken in, though no step yet."""
+        if self._waits:
+            self._kept.keep()
+
+    def settle(self, learn: Trainer) -> None:
+        """Wait for an accelerator, before something is saved that it may have spoiled."""
+        if not self._waits and self.policy != "ignore":
+            self._look(learn)
 
     @contextmanager
     def off(self) -> Iterator[None]:
@@ -153,7 +178,10 @@ class Guard:
         text = f"{text}. {_remedy(learn.batch)}"
         if self.policy == "raise":
             raise FloatingPointError(f'{text}; on_nan="skip" leaves such batches out')
-        warnings.warn(f"batch skipped: {text}", stacklevel=2)
+        self._skipped += 1
+        if self._skipped <= TOLD:
+            more = "; further ones are left out silently" if self._skipped == TOLD else ""
+            warnings.warn(f"batch skipped: {text}{more}", stacklevel=2)
         raise CancelBatch
 
 
@@ -168,12 +196,10 @@ class Kept:
         inside = [part for module in modules for part in module.modules()]
         # Batch norm changes its statistics without counting it in the version of the tensor.
         normed = [part for part in inside if isinstance(part, nn.modules.batchnorm._NormBase)]  # noqa: SLF001
-        self._normed = [buffer for part in normed for buffer in part.buffers(recurse=False)]
+        self._normed = [b for part in normed for b in part.buffers(recurse=False) if _counts(b)]
         self._copies = [buffer.detach().clone() for buffer in self._normed]
         others = [part._buffers for part in inside if part not in normed]  # noqa: SLF001
-        self._others = [
-            (owner, name) for owner in others for name in owner if owner[name] is not None
-        ]
+        self._others = [(owner, name) for owner in others for name in owner if _counts(owner[name])]
         self._good = [_Copy(owner[name]) for owner, name in self._others]
 
     def keep(self) -> None:
@@ -210,6 +236,11 @@ class _Copy:
             self.tensor.copy_(self.value)
             self.version = self.tensor._version  # noqa: SLF001
         return self.tensor
+
+
+def _counts(buffer: Tensor | None) -> bool:
+    """Tell whether there is a buffer that can be changed; torch counts no changes of others."""
+    return buffer is not None and not buffer.is_inference()
 
 
 def _values(gradient: Tensor) -> Tensor:

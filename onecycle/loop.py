@@ -69,6 +69,7 @@ class Loop:
         self.interrupts = Interrupts()
         self.reader: Any = None
         self.number = 0
+        self.before_validation: list[tuple[str, dict[str, Any]]] | None = None
         self._checked: list[Any] = []
 
     def fire(self, event: str, learn: Trainer) -> None:
@@ -128,16 +129,24 @@ class Loop:
         try:
             yield
         finally:
+            self.reader.end()
             self.callbacks, self.savers, self.reader = (), (), None
+            self.before_validation = None
 
     def rest(self, learn: Trainer, *, epoch_over: bool = False) -> None:
         """Have the run saved where that is due, and let a signal through that was held back."""
         stopping = bool(self.interrupts.pending)
         if not (self.savers or stopping):
             return
+        failure: Exception | None = None
         for saver in self.savers:
-            saver.rest(learn, epoch_over=epoch_over, stopping=stopping)
+            try:
+                saver.rest(learn, epoch_over=epoch_over, stopping=stopping)
+            except Exception as error:  # noqa: BLE001 - raised below, once the others have saved
+                failure = failure or error
         self.interrupts.deliver()
+        if failure is not None:
+            raise failure
 
     def check(self, learn: Trainer) -> None:
         """Look at what the end of the epoch will need, unless the very same was looked at."""
@@ -159,13 +168,15 @@ class Loop:
         """Fire on_train_begin and train the epochs, or those that a saved run has left."""
         place = saved["run"]["place"] if saved else {"epoch": epochs.start, "batches": 0}
         learn.epoch = place["epoch"]
-        learn.training_step.guard.begin(learn.modules)
+        learn.training_step.begin(learn.modules)
         learn.fire("on_train_begin")
-        if saved and not place["batches"]:
-            state.restore(learn, saved)
-            saved = None
+        if saved:
+            # In mid-epoch once more, when on_epoch_begin has had its effects.
+            state.restore(learn, saved, read=not place["batches"])
         for saver in self.savers:
-            saver.begin(learn, resumed="step" in place)
+            saver.begin(learn, resumed=bool(saved))
+        if not place["batches"]:
+            saved = None
         for epoch in range(place["epoch"], epochs.stop):
             learn.epoch, learn.scores = epoch, {}
             freezing.train(learn.model, learn.train_bn)
@@ -182,6 +193,7 @@ class Loop:
         try:
             try:
                 learn.training_step.drop()
+                learn.training_step.guard.end()
             finally:
                 fire_all(self.hooks["on_train_end"], learn)
         except BaseException as error:
@@ -226,16 +238,26 @@ def _epoch(learn: Trainer, saved: dict[str, Any] | None, validate: bool) -> None
             loop.rest(learn)
     _check_length(learn.batch_index + 1, learn.batches_per_epoch)
     learn.training_step.flush(learn)
-    while validate and learn.data.valid is not None:
-        try:
-            body = partial(_validate, learn)
-            _scope(learn, "on_validate_begin", body, "on_validate_end", CancelBatch)
-            return
-        except (Interrupted, Exception) as error:
-            if not loop.interrupts.pending or isinstance(error, Cancel):
-                raise
-            # Whoever handles the signal may let the run go on.
-            loop.rest(learn)
+    if validate and learn.data.valid is not None:
+        _validation(learn)
+
+
+def _validation(learn: Trainer) -> None:
+    """Validate; what was interrupted is done again, so what callbacks saw of it does not count."""
+    loop = learn.loop
+    loop.before_validation = state.own_states(loop.callbacks) if loop.savers else None
+    try:
+        while True:
+            try:
+                body = partial(_validate, learn)
+                return _scope(learn, "on_validate_begin", body, "on_validate_end", CancelBatch)
+            except (Interrupted, Exception) as error:
+                if not loop.interrupts.pending or isinstance(error, Cancel):
+                    raise
+                # Whoever handles the signal may let the run go on.
+                loop.rest(learn)
+    finally:
+        loop.before_validation = None
 
 
 def _validate(learn: Trainer) -> None:

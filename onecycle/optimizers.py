@@ -9,7 +9,7 @@ own. Each becomes up to two groups of the torch optimizer, one with weight decay
 import functools
 import inspect
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from textwrap import shorten
 from typing import Any
 
@@ -23,6 +23,8 @@ OptFunc = Callable[..., torch.optim.Optimizer]
 Part = nn.Module | Iterable[nn.Parameter]
 Splitter = Callable[[nn.Module], Iterable[Part]] | Sequence[Part]
 LR = float | slice | Sequence[float]
+FUSED = (torch.optim.Adam, torch.optim.AdamW, torch.optim.SGD)
+EXCLUDES_FUSED = {"fused", "foreach", "capturable", "differentiable"}
 
 
 def build(
@@ -59,7 +61,7 @@ def build(
     elif callable(opt_func):
         groups = _torch_groups(layer_groups(model, splitter))
         try:
-            opt = opt_func(groups)
+            opt = _made(opt_func, groups)
         except (TypeError, ValueError) as error:
             raise ValueError(f"opt_func refuses the parameter groups of model: {error}") from error
     else:
@@ -73,6 +75,17 @@ def build(
         # Groups that share one tensor could not have rates of their own.
         group["lr"] = _copy(group["lr"])
     return opt
+
+
+def _made(opt_func: OptFunc, groups: list[Group]) -> torch.optim.Optimizer:
+    """Return the optimizer, of torch's fused kind on cuda, which need not wait for the guard."""
+    options = set(opt_func.keywords) if isinstance(opt_func, functools.partial) else set()
+    kind = opt_func.func if isinstance(opt_func, functools.partial) else opt_func
+    on_cuda = all(p.device.type == "cuda" for group in groups for p in group["params"])
+    if on_cuda and kind in FUSED and not options & EXCLUDES_FUSED:
+        with suppress(RuntimeError):  # not for every type of number
+            return opt_func(groups, fused=True)
+    return opt_func(groups)
 
 
 def missing(opt: torch.optim.Optimizer, model: nn.Module) -> list[str]:

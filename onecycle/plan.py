@@ -16,7 +16,18 @@ if TYPE_CHECKING:
 
 Plan = dict[str, Any]
 CYCLE = ("moms", "div_factor", "pct_start", "final_div", "warmup", "three_phase")
-SETTINGS = ("samples", "batch_size", "steps_per_epoch", "accumulate", "precision", "clip")
+SETTINGS = (
+    "samples",
+    "batch_size",
+    "steps_per_epoch",
+    "loss_func",
+    "opt_func",
+    "accumulate",
+    "precision",
+    "clip",
+    "train_bn",
+)
+OWN_KEYS = ("params", "lr", "initial_lr", "layer_group", "decay")  # of a group, but no setting
 
 
 def of_fit(
@@ -34,9 +45,12 @@ def of_fit(
         "samples": n_samples(train),
         "batch_size": getattr(train, "batch_size", None),
         "steps_per_epoch": learn.data.steps_per_epoch,
+        "loss_func": _name(learn.loss_func),
+        "opt_func": [_settings(group) for group in learn.opt.param_groups],
         "accumulate": step.accumulate,
         "precision": step.precision,
         "clip": step.clip,
+        "train_bn": learn.train_bn,
         "method": method,
         "epochs": len(epochs),
         "start_epoch": epochs.start,
@@ -100,6 +114,21 @@ def _alike(there: Mapping[str, Any], here: Mapping[str, Any]) -> bool:
 def settings(plan: Plan) -> Plan:
     """Return the part of a plan that is about the learner and its data."""
     return {name: plan[name] for name in SETTINGS}
+
+
+def _name(loss_func: Any) -> str | None:
+    if loss_func is None:
+        return None
+    return str(getattr(loss_func, "__qualname__", type(loss_func).__qualname__))
+
+
+def _settings(group: Mapping[str, Any]) -> Plan:
+    """Return the hyper-parameters of a parameter group, beside its learning rate."""
+    return {
+        name: list(value) if isinstance(value, tuple) else value
+        for name, value in group.items()
+        if name not in OWN_KEYS and isinstance(value, (int, float, str, tuple, type(None)))
+    }
 
 
 def _described(scheduler: Callback | None) -> Plan | None:

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
+from torch.utils.data import DataLoader, IterableDataset
 
 from onecycle import batch as batches
 from onecycle.data.in_memory import InMemoryLoader
-from onecycle.data.reading import n_samples
 from onecycle.notes import noted
 
 if TYPE_CHECKING:
@@ -41,7 +42,9 @@ def check_validation(learn: Trainer) -> None:
     if valid is None or isinstance(valid, Iterator):  # to look at that would be to take from it
         return
     try:
-        learn.evaluate(First(valid))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of a metric that sees a part of the set
+            learn.evaluate(First(valid))
     except Exception:  # noqa: BLE001 - what fails on the whole set as well is raised by that
         with noted("on the validation data, which are looked at before the first step"):
             learn.evaluate(valid)
@@ -76,10 +79,19 @@ def _last_of_one(train: Any) -> tuple[str, Callable[[], Any]] | None:
     if isinstance(train, (list, tuple)):
         of_one = batches.samples(train[-1]) == 1
         return (f"the {len(train)} batches of train", lambda: train[-1]) if of_one else None
-    size, samples = getattr(train, "batch_size", None), n_samples(train)
-    if not size or not samples or samples % size != 1 or getattr(train, "drop_last", False):
-        return None
-    what = f"{samples} samples in batches of batch_size={size}"
     if isinstance(train, InMemoryLoader):
-        return what, lambda: tuple(tensor[:1] for tensor in train.tensors)
-    return what, lambda: train.collate_fn([train.dataset[0]])
+        if train.n % train.batch_size != 1:
+            return None
+        return _in_words(train.n, train.batch_size), lambda: tuple(t[:1] for t in train.tensors)
+    if type(train) is not DataLoader or isinstance(train.dataset, IterableDataset):
+        return None
+    size, drawn = train.batch_size, len(train.sampler)  # type: ignore[arg-type]
+    if size is None or train.drop_last or drawn % size != 1:
+        return None
+    return _in_words(drawn, size), lambda: train.collate_fn(
+        [train.dataset[next(iter(train.sampler))]]
+    )
+
+
+def _in_words(samples: int, size: int) -> str:
+    return f"{samples} samples in batches of batch_size={size}"

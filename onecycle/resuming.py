@@ -8,7 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from onecycle import checkpoint, plan, state
+from onecycle import checkpoint, generators, plan, state
 from onecycle.callback import Callback
 from onecycle.data.reading import positioned_by
 
@@ -56,6 +56,7 @@ def check(learn: Trainer, file: Path, saved: State, callbacks: Sequence[Callback
     of_opt = checkpoint.optimizer_difference(learn.opt, learn.model, saved["optimizer"])
     different = (
         (of_model and f"model: {of_model}")
+        or _other_modules(learn, saved)
         or (of_opt and f"opt_func: the saved run {of_opt}")
         or plan.difference(plan.settings(there), plan.settings(learn.plan))
         or plan.difference(there, learn.plan)
@@ -71,6 +72,53 @@ def check(learn: Trainer, file: Path, saved: State, callbacks: Sequence[Callback
         )
 
 
+def make_way(learn: Trainer, path: Path) -> str | None:
+    """Set a finished run of another time aside, before `path` is written; return what to say.
+
+    Raises:
+        ValueError: the file there holds no run, so a Checkpoint would destroy what it has not made.
+    """
+    try:
+        found = load(path)
+    except checkpoint.DamagedError:
+        return None  # nothing in it can be lost
+    if found is None:
+        return None
+    file, saved = found
+    run = saved["run"]
+    if _plans(saved) == learn.recorder.plans:  # this learner's own, of the fit before
+        return None
+    if run["finished"]:
+        aside = path.with_name(f"{path.name}.finished")
+        file.replace(aside)
+        return f"{path}: the finished run there is now {aside.name}; a new one begins"
+    return (
+        f"{path}: the unfinished run there, of step {run['place']['step']}, is being replaced; "
+        "resume=True goes on with one"
+    )
+
+
+def _plans(saved: State) -> list[plan.Plan]:
+    recorder = next(own for name, own in saved["run"]["callbacks"] if name == "Recorder")
+    return list(recorder["plans"])
+
+
+def _other_modules(learn: Trainer, saved: State) -> str | None:
+    """Return how the modules differ that have no parameters, in words; None if they do not."""
+    run = saved["run"]
+    if len(run["modules"]) != len(learn.modules):
+        return "loss_func: one of the two is a module, which has a state, and the other is not"
+    for module, own in zip(learn.modules, run["modules"], strict=True):
+        here = sum(1 for _ in module.modules())
+        if here != len(own["modes"]):
+            return f"model: the saved run has {len(own['modes'])} modules, this one {here}"
+    kinds = generators.kinds(generators.found(learn.data.train, learn.modules))
+    there = [kind for kind, _ in run["generators"]["held"]]
+    if kinds != there:
+        return f"data: the saved run draws from the generators {there}, this one from {kinds}"
+    return None
+
+
 def is_behind(learn: Trainer, saved: State, begun: int) -> bool:
     """Tell whether the saved run had finished this fit, and gone on to others.
 
@@ -79,8 +127,7 @@ def is_behind(learn: Trainer, saved: State, begun: int) -> bool:
         saved: the state.
         begun: fits that this learner has begun before.
     """
-    recorder = next(own for name, own in saved["run"]["callbacks"] if name == "Recorder")
-    *finished, running = recorder["plans"]
+    *finished, running = _plans(saved)
     if begun < len(finished):
         return plan.difference(finished[begun], learn.plan) is None
     if plan.difference(running, learn.plan) is None:

@@ -49,13 +49,20 @@ def capture(learn: Trainer, *, epoch_over: bool = False, finished: bool = False)
         "training_step": learn.training_step.state_dict(),
         "data": loop.reader.state_dict(epoch_over=epoch_over),
         "generators": generators.states(held),
-        "callbacks": [_own_state(callback) for callback in loop.callbacks],
+        "scores": dict(learn.scores),
+        "callbacks": loop.before_validation or own_states(loop.callbacks),
     }
     return {**checkpoint.states(learn.model, learn.opt), "run": run}
 
 
-def restore(learn: Trainer, saved: State) -> None:
-    """Put `learn`, whose run has begun, where the run of `saved` was."""
+def restore(learn: Trainer, saved: State, *, read: bool = True) -> None:
+    """Put `learn`, whose run has begun, where the run of `saved` was.
+
+    Args:
+        learn: what is trained.
+        saved: the state.
+        read: go to the place in the data, too.
+    """
     run = saved["run"]
     learn.model.load_state_dict(saved["model"])
     if run["loss_func"] is not None:
@@ -68,11 +75,14 @@ def restore(learn: Trainer, saved: State) -> None:
         with noted(f"raised by the callback {type(callback).__name__} in load_state_dict"):
             callback.load_state_dict(own)
     place = run["place"]
-    learn.epoch, learn.step = place["epoch"], place["step"]
+    learn.epoch, learn.step = min(place["epoch"], learn.stop_epoch - 1), place["step"]
+    learn.scores = dict(run["scores"])
     learn.batch_index = place["batches"] - 1
     learn.loop.number = place["number"]
+    learn.training_step.begin(learn.modules)
     # Last, for all that comes before may draw numbers.
-    learn.loop.reader.load_state_dict(run["data"])
+    if read:
+        learn.loop.reader.load_state_dict(run["data"])
     held = generators.found(learn.data.train, learn.modules)
     generators.set_states(held, run["generators"])
 
@@ -82,6 +92,11 @@ def missing_callbacks(callbacks: Sequence[Callback], saved: State) -> list[str]:
     here = Counter(type(callback).__name__ for callback in callbacks)
     there = Counter(name for name, _ in saved["run"]["callbacks"])
     return [name for name in (there - here).elements() if name != "Checkpoint"]
+
+
+def own_states(callbacks: Sequence[Callback]) -> list[tuple[str, State]]:
+    """Return name and state of each callback."""
+    return [_own_state(callback) for callback in callbacks]
 
 
 def _own_state(callback: Callback) -> tuple[str, State]:
@@ -131,8 +146,8 @@ def _set_buffer(module: nn.Module, name: str, value: Tensor) -> None:
     """Write a buffer in place where it has its shape still, else put a new one there."""
     owner, _, last = name.rpartition(".")
     part = module.get_submodule(owner)
-    buffer = getattr(part, last)
-    if buffer.shape == value.shape:
+    buffer = getattr(part, last, None)
+    if isinstance(buffer, Tensor) and buffer.shape == value.shape:
         buffer.detach().copy_(value)
     else:
-        setattr(part, last, value.to(buffer.device))
+        setattr(part, last, value.to(next(module.parameters(), value).device))

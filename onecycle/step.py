@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any
 
@@ -91,8 +92,13 @@ class TrainingStep:
 
         if len(self._micro) < self.accumulate and not learn.last_batch:
             learn.fire("on_backward_end")
+            self.guard.keep()
             return
         self._finish(learn)
+
+    def begin(self, modules: Sequence[nn.Module]) -> None:
+        """Begin a run of `modules`, or go on with it: they are good as they are."""
+        self.guard.begin(modules, scaled=self.scaler.is_enabled())
 
     def flush(self, learn: Trainer) -> None:
         """Step on gradients that are left when an epoch ended before its last batch could step."""
@@ -131,6 +137,7 @@ class TrainingStep:
         """Forget the gradients gathered since the last update, and where the scaler stood."""
         self._micro.clear()
         self.opt.zero_grad()
+        self.guard.forget()
         if self.scaler.is_enabled():
             scale = self.scaler.state_dict()
             self.scaler = self._new_scaler()

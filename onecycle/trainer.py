@@ -181,14 +181,20 @@ class Trainer:
         self.loop.require_rest()
         self.plan = plans.of_fit(self, method, epochs, n_epochs, lrs, decay, scheduler)
         begun, self._begun = self._begun, self._begun + 1
-        saved = saved or self._unfinished(savers)
+        unfinished = None if saved else self._unfinished(savers)
+        if unfinished is not None and resuming.is_behind(self, unfinished[1], begun):
+            self.say(f"{unfinished[0]}: this fit is finished there, and left out")
+            self.model.load_state_dict(unfinished[1]["model"])
+            return
+        saved = saved or unfinished
         if saved is not None:
-            if resuming.is_behind(self, saved[1], begun):
-                self.say(f"{saved[0]}: this fit is finished there, and left out")
-                self.model.load_state_dict(saved[1]["model"])
-                return
             resuming.check(self, *saved, everyone)
             self.say(resuming.line(self, *saved))
+        else:
+            for saver in savers:
+                text = resuming.make_way(self, saver.path)
+                if text is not None:
+                    self.say(text)
         with optimizers.preserved(self.opt):
             optimizers.write(self.opt, "lr", lrs)
             if decay is not None:
@@ -222,7 +228,7 @@ class Trainer:
 
     def _check_savers(self, savers: list[Checkpoint]) -> None:
         """Refuse several that would write one file, or go on with several runs."""
-        paths = [str(saver.path) for saver in savers]
+        paths = [str(saver.path.absolute()) for saver in savers]
         if len(set(paths)) < len(paths):
             raise ValueError(f"callbacks: several Checkpoints with one path, got {paths}")
         if sum(saver.resume for saver in savers) > 1:
@@ -405,7 +411,7 @@ class Trainer:
         """Finish the fit that was running when a `Checkpoint` wrote `path`, as it was planned.
 
         Training goes on at the very batch, and ends bit for bit as if it had never been stopped;
-        checkpoints go on, too.
+        checkpoints go on, too. Of `fine_tune` it finishes the part that was running.
 
         Args:
             path: a checkpoint; if it is damaged the one before it is taken, with a warning.

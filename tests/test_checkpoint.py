@@ -287,6 +287,149 @@ def test_an_unsaved_buffer_a_mode_and_what_is_trained_come_back(data, path):
     assert not learn.model.net[0].weight.requires_grad
 
 
+def test_resume_takes_the_run_that_was_going_on_though_an_earlier_fit_had_its_plan(data, path):
+    class Second(Halt):
+        def on_train_begin(self, learn):
+            self.at = 5 if len(learn.recorder.fits) == 2 else 99
+
+    whole = Learner(data, mlp())
+    whole.fit(1, 0.01)
+    whole.fit(1, 0.01)
+    learn = Learner(data, mlp())
+    saver = Checkpoint(path, every_steps=1)
+    learn.fit(1, 0.01, callbacks=[saver, Second(0)])
+    with pytest.raises(KeyboardInterrupt):
+        learn.fit(1, 0.01, callbacks=[saver, Second(0)])
+    again = Learner(data, mlp())
+    again.resume(path, callbacks=type("Second", (Callback,), {})())
+    assert same(weights(again), weights(whole))
+    assert len(again.recorder.history) == 2
+
+
+def test_a_finished_run_of_another_time_is_set_aside(data, path, monkeypatch, capsys):
+    monkeypatch.setenv("ONECYCLE_PROGRESS", "log")
+    first = Learner(data, mlp())
+    first.fit(1, 0.01, callbacks=Checkpoint(path))
+    Learner(data, mlp()).fit(2, 0.02, callbacks=Checkpoint(path, resume=True))
+    assert "the finished run there is now run.pt.finished" in capsys.readouterr().out
+    kept = Learner(data, mlp()).load(path.with_name("run.pt.finished"))
+    assert same(weights(kept)[0], weights(first)[0])
+
+
+def test_an_unfinished_run_that_is_replaced_is_told(data, path, monkeypatch, capsys):
+    broken_off(data, path, every_steps=1)
+    monkeypatch.setenv("ONECYCLE_PROGRESS", "log")
+    Learner(data, mlp()).fit(1, callbacks=Checkpoint(path))
+    assert "the unfinished run there, of step 13, is being replaced" in capsys.readouterr().out
+
+
+def test_a_model_that_was_saved_is_not_replaced_by_a_run(data, path):
+    learn = Learner(data, mlp())
+    learn.save(path)
+    with pytest.raises(ValueError, match="holds a model and no run"):
+        learn.fit(1, callbacks=Checkpoint(path))
+
+
+def test_what_a_hook_of_the_resumed_epoch_s_begin_sees_is_the_run(data, path):
+    seen = []
+
+    class Look(Callback):
+        def on_epoch_begin(self, learn):
+            seen.append((learn.step, len(learn.recorder.history)))
+
+        def on_train_end(self, learn):
+            seen.append((learn.epoch, "valid_loss" in learn.scores))
+
+    broken_off(data, path, every_steps=1)
+    Learner(data, mlp()).resume(path, callbacks=[Halt(99), Look()])
+    assert seen == [(13, 1), (20, 2), (2, True)]
+
+
+def test_a_loss_with_a_state_comes_back(data, path):
+    class Weighted(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.register_buffer("seen", torch.zeros(()))
+
+        def forward(self, pred, target):
+            self.seen += self.training
+            return nn.functional.cross_entropy(pred, target)
+
+    learn = Learner(data, mlp(), Weighted())
+    with pytest.raises(KeyboardInterrupt):
+        learn.fit(1, callbacks=[Checkpoint(path, every_steps=1), Halt(5)])
+    again = Learner(data, mlp(), Weighted())
+    again.resume(path, callbacks=Halt(99))
+    whole = Learner(data, mlp(), Weighted())
+    whole.fit(1)
+    assert again.loss_func.seen == whole.loss_func.seen > 0
+
+
+def test_two_callbacks_of_one_class_have_their_own_states(data, path):
+    class Mark(Callback):
+        def __init__(self, mark):
+            self.mark = mark
+
+        def state_dict(self):
+            return {"mark": self.mark}
+
+        def load_state_dict(self, state):
+            self.mark = state["mark"]
+
+    with pytest.raises(KeyboardInterrupt):
+        Learner(data, mlp()).fit(1, callbacks=[Checkpoint(path), Mark("a"), Mark("b"), Halt(3)])
+    marks = [Mark(""), Mark("")]
+    Learner(data, mlp()).resume(path, callbacks=[*marks, Halt(99)])
+    assert [mark.mark for mark in marks] == ["a", "b"]
+
+
+def test_callbacks_count_an_interrupted_validation_once(data, path):
+    import signal
+
+    class Count(Callback):
+        begun = batches = 0
+
+        def on_validate_begin(self, learn):
+            self.begun += 1
+
+        def on_validate_batch_end(self, learn):
+            self.batches += 1
+            if self.begun == 1 and self.batches == 2 and not self.quiet:
+                signal.raise_signal(signal.SIGINT)
+
+        quiet = False
+
+        def state_dict(self):
+            return {"begun": self.begun, "batches": self.batches}
+
+        def load_state_dict(self, state):
+            self.begun, self.batches = state["begun"], state["batches"]
+
+    with pytest.raises(KeyboardInterrupt):
+        Learner(data, mlp()).fit(2, callbacks=[Checkpoint(path), Count()])
+    again = Count()
+    again.quiet = True
+    Learner(data, mlp()).resume(path, callbacks=again)
+    assert (again.begun, again.batches) == (2, 8)
+
+
+def test_every_minutes_saves_once_in_that_time(data, path, monkeypatch):
+    from onecycle.callbacks import saving
+
+    class Saves(Checkpoint):
+        count = 0
+
+        def save(self, learn, **place):
+            self.count += 1
+            super().save(learn, **place)
+
+    now = iter(range(10**6))
+    monkeypatch.setattr(saving.time, "monotonic", lambda: float(next(now)))
+    saver = Saves(path, every_epochs=None, every_minutes=5 / 60)
+    Learner(data, mlp()).fit(2, callbacks=saver)
+    assert 2 < saver.count < 12
+
+
 # ---- damage ------------------------------------------------------------------------------------
 
 

@@ -174,8 +174,8 @@ def test_a_device_that_is_not_waited_for_leaves_the_steps_out_itself(data, polic
     """The way of an accelerator, on the CPU: torch's fused optimizers take found_inf there, too."""
 
     class Unwaited(Guard):
-        def begin(self, modules):
-            super().begin(modules)
+        def begin(self, modules, *, scaled=False):
+            super().begin(modules, scaled=scaled)
             self._waits = False
 
     model = mlp()

@@ -251,6 +251,7 @@ class Recorder(Callback):
             "places": list(self._places),
             "running": [*vars(self._epoch).values()],
             "steps": self._steps,
+            "every": self._every,
             "lr": self._lr,
             "seconds": time.perf_counter() - self._started if self._started else 0.0,
         }
@@ -270,7 +271,7 @@ class Recorder(Callback):
         self._unread_norms.clear()
         self._unread_samples.clear()
         self._epoch = RunningLoss(*state["running"])
-        self._steps = state["steps"]
+        self._steps, self._every = state["steps"], state["every"]
         self._lr = state["lr"]
         elapsed = state["seconds"]
         self._started = time.perf_counter() - elapsed if elapsed else 0.0

@@ -84,6 +84,9 @@ class Checkpoint(Callback):
         last = epoch_over and learn.epoch + 1 == learn.stop_epoch and not stopping
         if self._due and not last and (epoch_over or positioned_by(learn.data.train) is not None):
             self.save(learn, epoch_over=epoch_over)
+            if stopping:
+                at = f"epoch {learn.epoch + 1}, step {learn.step}"
+                learn.say(f"stopped at {at}, saved: learn.resume({str(self.path)!r}) goes on")
 
     def end(self, learn: Trainer) -> None:
         """Write the last checkpoint, which holds the finished model."""
@@ -97,6 +100,7 @@ class Checkpoint(Callback):
             TypeError: a callback's state has something in it that a file cannot hold.
         """
         self._due, self._saved_at = False, time.monotonic()
+        learn.training_step.guard.settle(learn)
         current = state.capture(learn, epoch_over=epoch_over, finished=finished)
         current["run"]["rules"] = {name: getattr(self, name) for name in RULES}
         try:

@@ -34,9 +34,12 @@ class Reader:
         self._steps = steps
         self._pass: Pass | None = None
         self._resumed = False
+        self._broken = False
 
     def __call__(self, epoch: int, done: int = 0) -> Iterator[Any]:
         """Return the batches of an epoch after the first `done`, which a resumed run has had."""
+        if self._broken:
+            self._pass, self._broken = None, False
         if self._steps is not None:
             return self._stream(self._steps - done)
         if not self._resumed or self._pass is None:
@@ -49,7 +52,7 @@ class Reader:
             try:
                 batch = self._next()
             except Exception:
-                self._pass = None
+                self._broken = True
                 raise
             if batch is END:
                 return
@@ -66,6 +69,11 @@ class Reader:
         if batch is END:
             self._pass = None
         return batch
+
+    def end(self) -> None:
+        """The run is over: let go of a pass that no other run goes on with, and of its workers."""
+        if self._steps is None:
+            self._pass = None
 
     def state_dict(self, *, epoch_over: bool = False) -> dict[str, Any]:
         """Return the place: which pass over the data, and how many batches were taken of it.
@@ -92,6 +100,7 @@ class Pass:
     def __init__(self, loader: Iterable[Any], number: int) -> None:
         self.number = number
         self.taken = 0
+        self._ended = False
         self._loader = loader
         replayed = positioned_by(loader) == "replay"
         self._start = generators.states(generators.found(loader)) if replayed else None
@@ -104,14 +113,20 @@ class Pass:
 
     def __next__(self) -> Any:
         """Return the next batch."""
-        batch = next(self._batches)
+        try:
+            batch = next(self._batches)
+        except StopIteration:
+            self._ended = True
+            raise
         self.taken += 1
         return batch
 
     def state_dict(self) -> dict[str, Any]:
         """Return how to come here again."""
         state = {"number": self.number, "taken": self.taken, "start": self._start}
-        if self.taken and positioned_by(self._loader) == "state":
+        if self._ended:
+            state["ended"] = True
+        elif self.taken and positioned_by(self._loader) == "state":
             state["loader"] = self._loader.state_dict()  # type: ignore[attr-defined]
         return state
 
@@ -128,7 +143,9 @@ class Pass:
         if state["start"] is not None:
             generators.set_states(generators.found(loader), state["start"])
         self = cls(loader, state["number"])
-        if isinstance(loader, InMemoryLoader):
+        if "ended" in state:
+            self._batches = iter(())
+        elif isinstance(loader, InMemoryLoader):
             self._batches = loader.batches(first=taken)
         elif positioned_by(loader) == "replay":
             found = sum(1 for _ in islice(self._batches, taken))
