@@ -200,7 +200,13 @@ class Trainer:
             if decay is not None:
                 optimizers.write(self.opt, "wd", [decay])
             state = saved[1] if saved else None
-            self._run(epochs, n_epochs, everyone, savers=savers, saved=state)
+            try:
+                self._run(epochs, n_epochs, everyone, savers=savers, saved=state)
+            finally:
+                for saver in savers:
+                    if saver.stopped is not None:
+                        self.say(saver.stopped)
+                    saver.stopped = None
 
     def _check(self, given: list[Callback], scheduler: Callback | None) -> None:
         """Refuse what can be known to fail before the first step."""

@@ -10,6 +10,7 @@ from onecycle import DataLoaders, Learner
 from onecycle.data import digits
 
 mpl.use("Agg")
+collect_ignore_glob = ["benchmarks/reliability/*"]  # commands, which import each other by name
 
 
 @pytest.fixture(autouse=True)

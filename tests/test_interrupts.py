@@ -447,7 +447,8 @@ def test_ctrl_c_in_a_real_terminal(folders, reference, loader):
     assert not [line for line in lines if "%|" in line], text
     assert text.count(TRACEBACK) == lines.count(TRACEBACK) == 1, text
     assert lines[-2:] == ["KeyboardInterrupt", ""], text
-    table = lines[: lines.index(TRACEBACK)]
+    *table, said = lines[: lines.index(TRACEBACK)]
+    assert said.startswith("stopped at epoch"), text
     assert [line.split()[0] for line in table] == ["epoch", *map(str, range(1, len(table)))]
     assert len({len(line) for line in table}) == 1
     assert job.steps() >= SHOWN

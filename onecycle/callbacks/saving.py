@@ -66,6 +66,7 @@ class Checkpoint(Callback):
         self.keep = checks.integer("keep", keep)
         self.resume = checks.flag("resume", resume)
         self.on_error = checks.choice("on_error", on_error, ON_ERROR)
+        self.stopped: str | None = None  # what to say once the bar is closed
         self._due = False
         self._step = 0
         self._saved_at = 0.0
@@ -86,7 +87,7 @@ class Checkpoint(Callback):
             self.save(learn, epoch_over=epoch_over)
             if stopping:
                 at = f"epoch {learn.epoch + 1}, step {learn.step}"
-                learn.say(f"stopped at {at}, saved: learn.resume({str(self.path)!r}) goes on")
+                self.stopped = f"stopped at {at}, saved: learn.resume({str(self.path)!r}) goes on"
 
     def end(self, learn: Trainer) -> None:
         """Write the last checkpoint, which holds the finished model."""
