@@ -18,6 +18,7 @@ from onecycle.callbacks.scheduler import OneCycleScheduler, Plan
 from onecycle.callbacks.torch_scheduler import TorchScheduler
 from onecycle.found import LRFind
 from onecycle.optimizers import LR
+from onecycle.plan import CYCLE
 from onecycle.schedules import (
     Schedule,
     flat_cos,
@@ -28,9 +29,6 @@ from onecycle.schedules import (
 )
 from onecycle.summary import Summary, summarize
 from onecycle.trainer import Trainer, scheduler_of
-
-# What `OneCycleScheduler` takes beside the peak.
-CYCLE = ("moms", "div_factor", "pct_start", "final_div", "warmup", "three_phase")
 
 
 class Learner(Trainer):

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from onecycle.trainer import Trainer
 
 Plan = dict[str, Any]
+# What `OneCycleScheduler` takes beside the peak.
 CYCLE = ("moms", "div_factor", "pct_start", "final_div", "warmup", "three_phase")
 SETTINGS = (
     "samples",

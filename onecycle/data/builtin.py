@@ -13,8 +13,7 @@ import io
 import os
 import shutil
 import tarfile
-import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from importlib import resources
 from pathlib import Path
@@ -24,7 +23,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from onecycle import checks
+from onecycle import checks, files
 from onecycle.batch import as_device
 from onecycle.data.loaders import DataLoaders
 
@@ -134,8 +133,8 @@ def _unpacked(zipped: list[Path], layout: str) -> Path:
     target.mkdir(parents=True, exist_ok=True)
     for source in zipped:
         if not (target / source.stem).exists():
-            with gzip.open(source) as packed, _whole_file(target / source.stem) as file:
-                shutil.copyfileobj(packed, file)
+            with gzip.open(source) as packed:
+                files.write(target / source.stem, partial(shutil.copyfileobj, packed))
     return _cache() / "unpacked"
 
 
@@ -143,8 +142,8 @@ def _jpg_set(archive: Path, train: bool) -> Arrays:
     """Return one part of an archive of JPEG files; the decoded arrays are kept in the cache."""
     kept = _cache() / f"{archive.name}.{archive.stat().st_size}.npz"
     if not kept.exists():
-        with _whole_file(kept) as file:
-            np.savez(file, **_decoded(archive))  # type: ignore[arg-type]
+        decoded: dict[str, Any] = _decoded(archive)
+        files.write(kept, lambda file: np.savez(file, **decoded))
     arrays, part = np.load(kept), "train" if train else "test"
     return arrays[f"{part}_images"], arrays[f"{part}_labels"]
 
@@ -220,16 +219,3 @@ def _cache() -> Path:
     folder = base / "onecycle"
     folder.mkdir(parents=True, exist_ok=True)
     return folder
-
-
-@contextlib.contextmanager
-def _whole_file(path: Path) -> Iterator[Any]:
-    """Yield a temporary file that takes the name `path` only when it is whole."""
-    with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
-        temporary = Path(file.name)
-        try:
-            yield file
-        except BaseException:
-            temporary.unlink(missing_ok=True)
-            raise
-    temporary.replace(path)
