@@ -281,8 +281,16 @@ def test_an_unsaved_buffer_a_mode_and_what_is_trained_come_back(data, path):
 
     with pytest.raises(KeyboardInterrupt):
         run(15)
-    learn = Learner((data.train, None), Model(), callbacks=[type("Change", (Callback,), {})()])
+    modes = []
+
+    class Look(Callback):
+        def on_batch_begin(self, learn):
+            modes.append(learn.model.net[3].training)
+
+    Look.__name__ = "Change"
+    learn = Learner((data.train, None), Model(), callbacks=[Look()])
     learn.resume(path, callbacks=Halt(99))
+    assert modes == [False] * 6
     assert learn.model.seen == 20
     assert not learn.model.net[0].weight.requires_grad
 
