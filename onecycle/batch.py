@@ -1,12 +1,12 @@
 """Batches: nested tuples, lists and dicts of tensors, moved, split, counted and fed."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from textwrap import shorten
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
 from onecycle.notes import note
@@ -68,7 +68,10 @@ def to_device(batch: Any, device: torch.device) -> Any:
     {'x': tensor([1., 1.]), 'ids': ['a', 'b']}
     """
     if isinstance(batch, Tensor):
-        return batch.to(device, non_blocking=True)
+        return batch if batch.device == device else batch.to(device, non_blocking=True)
+    if type(batch) in (tuple, list):  # of all kinds by far the most frequent
+        moved = [to_device(value, device) for value in batch]
+        return moved if isinstance(batch, list) else tuple(moved)
     if isinstance(batch, Mapping):
         return {key: to_device(value, device) for key, value in batch.items()}
     if hasattr(batch, "to"):
@@ -96,17 +99,17 @@ def split(batch: Any) -> tuple[Any, Any]:
     >>> split({"x": 1, "label": 2})
     ({'x': 1}, 2)
     """
-    if isinstance(batch, Mapping):
-        key = next((key for key in TARGET_KEYS if key in batch), None)
-        inputs = {name: value for name, value in batch.items() if name != key}
-        return inputs, batch[key] if key is not None else None
-    if not isinstance(batch, (tuple, list)):
+    if isinstance(batch, (tuple, list)):
+        if len(batch) == 2:
+            return batch[0], batch[1]
+        if len(batch) == 1:
+            return batch[0], None
+        return list(batch[:-1]), batch[-1] if batch else None
+    if not isinstance(batch, Mapping):
         return batch, None
-    if len(batch) == 2:
-        return batch[0], batch[1]
-    if len(batch) == 1:
-        return batch[0], None
-    return list(batch[:-1]), batch[-1] if batch else None
+    key = next((key for key in TARGET_KEYS if key in batch), None)
+    inputs = {name: value for name, value in batch.items() if name != key}
+    return inputs, batch[key] if key is not None else None
 
 
 def require_target(batch: Any, target: Any) -> None:
@@ -122,7 +125,7 @@ def require_target(batch: Any, target: Any) -> None:
     raise ValueError(f"data: a batch without target, {found}; {remedy}")
 
 
-def forward(model: nn.Module, inputs: Any) -> Any:
+def forward(model: Callable[..., Any], inputs: Any) -> Any:
     """Return `model` of `inputs`: several inputs as arguments, a mapping as keyword arguments."""
     try:
         if isinstance(inputs, Tensor):
@@ -153,7 +156,7 @@ def shape(value: Any) -> str:
     return type(value).__name__
 
 
-def samples(batch: Any) -> int:
+def samples(inputs: Any, target: Any) -> int:
     """Return the number of samples: the length of the target, or of the inputs if it has none.
 
     A batch in which nothing has a length counts as one sample.
@@ -161,10 +164,11 @@ def samples(batch: Any) -> int:
     Raises:
         ValueError: a batch of length 0.
 
-    >>> samples(({"x": torch.zeros(3, 2), "scale": torch.tensor(1.0)}, torch.zeros(3)))
+    >>> samples({"x": torch.zeros(3, 2), "scale": torch.tensor(1.0)}, torch.zeros(3))
     3
     """
-    inputs, target = split(batch)
+    if type(target) is Tensor and target.ndim and target.shape[0]:
+        return target.shape[0]
     lengths = [*_lengths(target), *_lengths(inputs)]
     if lengths and not any(lengths):
         raise ValueError("data: a batch without samples; leave it out")

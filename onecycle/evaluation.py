@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from onecycle import batch as batches
 from onecycle import snapshot
+from onecycle.network import Network
 from onecycle.notes import batches_of
 
 Take = Callable[[Any, Any, Any], None]
@@ -20,21 +21,15 @@ class Evaluator:
     """Runs a model without training it: modes, generators and gradients stay as they are.
 
     Args:
-        modules: the model, on `device`, and the loss where it is a module.
-        device: where batches are moved.
-        autocast: makes the context of the forward pass.
+        network: the model.
+        modules: the model, and the loss where it is a module.
     """
 
-    def __init__(
-        self,
-        modules: Sequence[nn.Module],
-        device: torch.device,
-        autocast: Callable[[], AbstractContextManager[Any]],
-    ) -> None:
+    def __init__(self, network: Network, modules: Sequence[nn.Module]) -> None:
+        self.network = network
         self.modules = modules
-        self.model = modules[0]
-        self.device = device
-        self.autocast = autocast
+        self.model = network.model
+        self.device = network.device
 
     def __call__(self, loader: Iterable[Any], take: Take, *, aside: bool = False) -> None:
         """Call take(batch, target, pred) for every batch of `loader`.
@@ -43,12 +38,12 @@ class Evaluator:
         the validation of a fit does not need.
         """
         kept = self.kept(loader) if aside else snapshot.rng_preserved(loader)
-        with kept, snapshot.evaluating(self.model), torch.no_grad():
+        with kept, self.network.running(), snapshot.evaluating(self.model), torch.no_grad():
             for batch in batches_of(loader, "validation"):
                 moved = batches.to_device(batch, self.device)
                 inputs, target = batches.split(moved)
-                with self.autocast():
-                    take(moved, target, batches.forward(self.model, inputs))
+                with self.network.autocast():
+                    take(moved, target, self.network(inputs))
 
     def kept(self, loader: Any) -> AbstractContextManager[None]:
         """Return the context that leaves no trace on model, generators and `loader`."""
@@ -78,8 +73,9 @@ class Evaluator:
             raise TypeError(f"x must be one batch of inputs, got {inputs!r}")
         frame = hasattr(inputs, "to_numpy")
         moved = batches.to_device(batches.as_tensor(inputs, "x") if frame else inputs, self.device)
-        with self.kept(None), snapshot.evaluating(self.model), torch.no_grad(), self.autocast():
-            return batches.forward(self.model, moved)
+        running, autocast = self.network.running(), self.network.autocast()
+        with self.kept(None), running, snapshot.evaluating(self.model), torch.no_grad(), autocast:
+            return self.network(moved)
 
 
 def finished(pred: Any, activation: Callable[[Tensor], Tensor] | None) -> Any:

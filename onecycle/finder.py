@@ -137,7 +137,7 @@ class Sample:
         every = 1
         for i, batch in enumerate(self.loader):
             if i == 0:
-                enough = length * batches.samples(batch) // ENOUGH
+                enough = length * batches.samples(*batches.split(batch)) // ENOUGH
                 every = max(1, min(enough, length // FEWEST))
             if i % every == 0:
                 yield batch

@@ -101,23 +101,25 @@ class Guard:
         elif not math.isfinite(loss.item()):
             self._refuse(learn, f"the loss is {loss.item()}")
 
-    def check_gradients(self, learn: Trainer, gradients: list[Tensor], norm: Tensor | None) -> None:
-        """Refuse gradients of which one is not finite, before the optimizer sees them.
-
-        Args:
-            learn: what is trained.
-            gradients: of all parameters.
-            norm: of all of them together, where it is known.
-        """
+    def check_gradients(self, learn: Trainer, gradients: list[Tensor]) -> None:
+        """Refuse gradients of which one is not finite, before the optimizer sees them."""
         if self.policy == "ignore":
             return
         if self._waits:
-            if not (self._finite(gradients) if norm is None else math.isfinite(norm.item())):
+            if not self._finite(gradients):
                 self._refuse(learn, "a gradient is not finite")
-            self._kept.keep()
+            if self._kept:
+                self._kept.keep()
             return
         torch._amp_foreach_non_finite_check_and_unscale_(gradients, self._bad, self._one)
         vars(self._opt).update(found_inf=self._bad, grad_scale=None)
+
+    def overflowed(self, learn: Trainer, scale: float) -> None:
+        """Refuse to go on when gradients overflow however small the loss is scaled."""
+        if self.policy == "raise" and scale < 1.0:
+            text = f"a gradient is not finite at step {learn.step + 1}, {_place(learn)}"
+            text = f"{text}, even with the loss scaled by {scale:g}: nothing was updated"
+            raise FloatingPointError(f"{text}. {_remedy(learn.batch)}")
 
     def stepped(self, learn: Trainer) -> None:
         """Look, once in a block, whether an accelerator has left steps out."""
@@ -201,6 +203,10 @@ class Kept:
         others = [part._buffers for part in inside if part not in normed]  # noqa: SLF001
         self._others = [(owner, name) for owner in others for name in owner if _counts(owner[name])]
         self._good = [_Copy(owner[name]) for owner, name in self._others]
+
+    def __len__(self) -> int:
+        """Return how many there are."""
+        return len(self._normed) + len(self._others)
 
     def keep(self) -> None:
         """Copy those that may have changed."""

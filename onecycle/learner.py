@@ -49,7 +49,11 @@ class Learner(Trainer):
         splitter: the layer groups, first to last: a list of modules, or a function model -> modules
             or lists of parameters.
         device: None takes cuda, else mps, else cpu.
-        precision: "fp32", "bf16" or "fp16".
+        precision: "fp32", "tf32", "bf16", "fp16", or "auto" for what the device is made for.
+        channels_last: keep images with their channels last in memory, which convolutions in half
+            precision are fastest with.
+        compile: True runs the model by torch.compile, a mapping gives its options; "step" records
+            training steps as CUDA graphs.
         accumulate: batches for each optimizer step.
         clip: largest norm of the gradients; `float("inf")` only measures the norm.
         on_nan: a loss or gradient that is not finite reaches neither parameters nor optimizer:

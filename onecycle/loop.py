@@ -21,7 +21,6 @@ from onecycle.callback import (
     CancelBatch,
     CancelEpoch,
     dispatch,
-    fire,
     fire_all,
 )
 from onecycle.data.reading import Reader
@@ -72,10 +71,6 @@ class Loop:
         self.before_validation: list[tuple[str, dict[str, Any]]] | None = None
         self._checked: list[Any] = []
 
-    def fire(self, event: str, learn: Trainer) -> None:
-        """Call the hooks of `event`."""
-        fire(self.hooks[event], learn)
-
     def run(
         self,
         learn: Trainer,
@@ -108,7 +103,8 @@ class Loop:
         self.reader = aside or learn.data.reader()
         # Epochs are numbered over all fits, so that no two of them have the same order.
         self.number = max(len(learn.recorder.history), epochs.start)
-        with self._held(), self.interrupts, snapshot.modes_preserved(learn.model):
+        modes = snapshot.modes_preserved(learn.model)
+        with self._held(), self.interrupts, learn.network.running(), modes:
             try:
                 self.hooks, self.running = hooks, True
                 self._train(learn, epochs, saved, validate=aside is None)

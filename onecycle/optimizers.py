@@ -8,6 +8,7 @@ own. Each becomes up to two groups of the torch optimizer, one with weight decay
 
 import functools
 import inspect
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from textwrap import shorten
@@ -61,7 +62,7 @@ def build(
     elif callable(opt_func):
         groups = _torch_groups(layer_groups(model, splitter))
         try:
-            opt = _made(opt_func, groups)
+            opt = _made(opt_func, groups, model)
         except (TypeError, ValueError) as error:
             raise ValueError(f"opt_func refuses the parameter groups of model: {error}") from error
     else:
@@ -77,13 +78,13 @@ def build(
     return opt
 
 
-def _made(opt_func: OptFunc, groups: list[Group]) -> torch.optim.Optimizer:
-    """Return the optimizer, of torch's fused kind on cuda, which need not wait for the guard."""
+def _made(opt_func: OptFunc, groups: list[Group], model: nn.Module) -> torch.optim.Optimizer:
+    """Return the optimizer, of torch's fused kind where there is one for these parameters."""
     options = set(opt_func.keywords) if isinstance(opt_func, functools.partial) else set()
     kind = opt_func.func if isinstance(opt_func, functools.partial) else opt_func
-    on_cuda = all(p.device.type == "cuda" for group in groups for p in group["params"])
-    if on_cuda and kind in FUSED and not options & EXCLUDES_FUSED:
-        with suppress(RuntimeError):  # not for every type of number
+    sparse = any(getattr(part, "sparse", False) is True for part in model.modules())
+    if kind in FUSED and not options & EXCLUDES_FUSED and not sparse:
+        with suppress(RuntimeError):  # not on every device, not for every type of number
             return opt_func(groups, fused=True)
     return opt_func(groups)
 
@@ -199,29 +200,23 @@ def write(opt: torch.optim.Optimizer, name: str, values: Sequence[float]) -> Non
             wanted) or any other key of the groups.
         values: one number, or one for each layer group.
     """
-    groups = [_layer_group(i, group) for i, group in enumerate(opt.param_groups)]
-    write_each(opt, name, [values[i] if len(values) > 1 else values[0] for i in groups])
+    several = len(values) > 1
+    for i, group in enumerate(opt.param_groups):
+        _set(group, name, values[_layer_group(i, group)] if several else values[0])
 
 
 def write_each(opt: torch.optim.Optimizer, name: str, values: Sequence[float]) -> None:
     """Set a hyper-parameter in place, one value for each group of torch."""
     for group, value in zip(opt.param_groups, values, strict=True):
-        if name == "mom":
-            _write_momentum(group, value)
-        elif name == "wd":
-            group["weight_decay"] = value if group.get("decay", True) else 0.0
-        elif isinstance(group.get(name), Tensor):
-            group[name].fill_(value)
-        else:
-            group[name] = value
+        _set(group, name, value)
 
 
 def read(opt: torch.optim.Optimizer, name: str) -> float:
     """Return "lr", "mom", "wd" or another key of the last group; nan where there is none."""
     group = opt.param_groups[-1]
     if name == "mom":
-        return float(group["betas"][0] if "betas" in group else group.get("momentum", float("nan")))
-    return float(group.get("weight_decay" if name == "wd" else name, float("nan")))
+        return float(group["betas"][0] if "betas" in group else group.get("momentum", math.nan))
+    return float(group.get("weight_decay" if name == "wd" else name, math.nan))
 
 
 def current(opt: torch.optim.Optimizer, name: str) -> list[float]:
@@ -338,11 +333,17 @@ def _layer_group(i: int, group: Group) -> int:
     return int(group.get("layer_group", i))
 
 
-def _write_momentum(group: Group, value: float) -> None:
-    if "betas" in group:
+def _set(group: Group, name: str, value: float) -> None:
+    if name == "mom" and "betas" in group:
         group["betas"] = (value, *group["betas"][1:])
-    else:
+    elif name == "mom":
         group["momentum"] = value
+    elif name == "wd":
+        group["weight_decay"] = value if group.get("decay", True) else 0.0
+    elif isinstance(group.get(name), Tensor):
+        group[name].fill_(value)
+    else:
+        group[name] = value
 
 
 def _copy(value: Any) -> Any:

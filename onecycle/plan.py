@@ -28,7 +28,8 @@ SETTINGS = (
     "clip",
     "train_bn",
 )
-OWN_KEYS = ("params", "lr", "initial_lr", "layer_group", "decay")  # of a group, but no setting
+# Of a group, but no setting; the last two choose between kernels for the same update.
+OWN_KEYS = ("params", "lr", "initial_lr", "layer_group", "decay", "fused", "foreach")
 
 
 def of_fit(
@@ -49,7 +50,7 @@ def of_fit(
         "loss_func": _name(learn.loss_func),
         "opt_func": [_settings(group) for group in learn.opt.param_groups],
         "accumulate": step.accumulate,
-        "precision": step.precision,
+        "precision": learn.network.precision,
         "clip": step.clip,
         "train_bn": learn.train_bn,
         "method": method,

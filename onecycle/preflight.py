@@ -63,10 +63,10 @@ def check_last_batch(learn: Trainer) -> None:
     if last is None or not normed:
         return
     what, make = last
-    with learn.looking(train), torch.no_grad(), learn.training_step.autocast():
+    with learn.looking(train), torch.no_grad(), learn.network.autocast():
         inputs, _ = batches.split(batches.to_device(make(), learn.device))
         try:
-            batches.forward(learn.model, inputs)
+            learn.network(inputs)
         except ValueError as error:
             raise ValueError(
                 f"data: {what} leave a last batch of one, on which batch norm cannot train "
@@ -77,7 +77,7 @@ def check_last_batch(learn: Trainer) -> None:
 def _last_of_one(train: Any) -> tuple[str, Callable[[], Any]] | None:
     """Return the data in words and what makes the last batch, if it is known to be one sample."""
     if isinstance(train, (list, tuple)):
-        of_one = batches.samples(train[-1]) == 1
+        of_one = batches.samples(*batches.split(train[-1])) == 1
         return (f"the {len(train)} batches of train", lambda: train[-1]) if of_one else None
     if isinstance(train, InMemoryLoader):
         if train.n % train.batch_size != 1:

@@ -19,7 +19,6 @@ import torch
 
 from onecycle import files
 from onecycle.display import cell, head
-from onecycle.step import DTYPES
 from onecycle.summary import count_text, counts, name_of, optimizer_text
 from onecycle.tables import html_table
 
@@ -257,7 +256,7 @@ def _settings(learn: Learner) -> dict[str, Any]:
         "loss": _loss(learn),
         "metrics": ", ".join(learn.metrics) or "none",
         "epoch": per_epoch + each,
-        "precision": next(name for name, dtype in DTYPES.items() if dtype == step.dtype),
+        "precision": learn.network.precision,
         "accumulate": _many(step.accumulate, "batch", "batches"),
         "clip": "none" if step.clip is None else f"{step.clip:g}",
         "device": learn.device,

@@ -17,7 +17,7 @@ class Series:
         kind: "f" keeps 4 bytes of a number, "d" all 8.
 
     >>> series = Series("d")
-    >>> series.append(0.5)
+    >>> series.extend([0.5])
     >>> len(series), series.values()
     (1, array([0.5]))
     """
@@ -32,17 +32,12 @@ class Series:
         """Return how many there are."""
         return len(self._full) * BLOCK + len(self._last)
 
-    def append(self, value: float) -> None:
-        """Append a number."""
-        self._last.append(value)
-        if len(self._last) == BLOCK:
-            self._full.append(np.array(self._last))
-            self._last = array(self._kind)
-
     def extend(self, values: Iterable[float]) -> None:
         """Append several numbers."""
-        for value in values:
-            self.append(value)
+        self._last.extend(values)
+        while len(self._last) >= BLOCK:
+            self._full.append(np.array(self._last[:BLOCK]))
+            self._last = self._last[BLOCK:]
 
     def values(self) -> Array:
         """Return all of them, as float64."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -15,11 +14,12 @@ from onecycle import checks
 from onecycle.callback import Cancel, CancelBatch
 from onecycle.guard import Guard
 from onecycle.losses import check_loss
+from onecycle.network import Network
+from onecycle.recorded import RecordedStep
+from onecycle.shortcuts import Backward, Update
 
 if TYPE_CHECKING:
     from onecycle.trainer import Trainer
-
-DTYPES = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class TrainingStep:
@@ -27,9 +27,7 @@ class TrainingStep:
 
     Args:
         opt: the optimizer.
-        device: where the model is.
-        precision: "fp32", or "bf16" or "fp16" for autocast around forward and loss; fp16 scales the
-            loss.
+        network: the model, and its precision; the loss is scaled for fp16.
         accumulate: batches for each optimizer step. The step's gradient is that of the mean loss of
             all their samples, however ragged; the last batch of an epoch always steps.
         clip: largest norm of all gradients together; infinite it only measures, None does neither.
@@ -46,23 +44,24 @@ class TrainingStep:
     def __init__(
         self,
         opt: torch.optim.Optimizer,
-        device: torch.device,
-        precision: str = "fp32",
+        network: Network,
         accumulate: int = 1,
         clip: float | None = None,
         on_nan: str = "raise",
     ) -> None:
         self.opt = opt
-        self.device = device
-        self.precision = checks.choice("precision", precision, tuple(DTYPES))
-        self.dtype = DTYPES[precision]
+        self.network = network
+        self.device = network.device
+        self.update = Update(opt)
+        self.backward = Backward(self.device)
+        self.recorded = RecordedStep() if network.compile == "step" else None
         self.scaler = self._new_scaler()
+        self._scales = self.scaler.is_enabled()
         self.accumulate = checks.integer("accumulate", accumulate)
         self.clip = None if clip is None else checks.positive("clip", clip, allow_inf=True)
-        self.guard = Guard(opt, device, on_nan)
+        self.guard = Guard(opt, self.device, on_nan)
         self.loss: Tensor = torch.tensor(float("nan"))
-        self._unmeasured = torch.tensor(float("nan"), device=device)
-        self.grad_norm = self._unmeasured
+        self.grad_norm = torch.tensor(float("nan"), device=self.device)
         self.samples = 0
         self._micro: list[tuple[Tensor, int]] = []
 
@@ -78,17 +77,19 @@ class TrainingStep:
             raise
 
     def _train(self, learn: Trainer) -> None:
-        with self.autocast():
-            inputs, target = batches.split(learn.batch)
+        inputs, target = batches.split(learn.batch)
+        if target is None:
             batches.require_target(learn.batch, target)
-            learn.pred = batches.forward(learn.model, inputs)
-            learn.fire("on_loss_begin")
-            learn.loss = learn.compute_loss(learn.pred, target)
-        learn.fire("on_backward_begin")
-        check_loss(learn.loss)
-        samples = batches.samples(learn.batch)
-        self.guard.check_loss(learn, learn.loss)
-        self._backward(learn.loss, samples)
+        samples = batches.samples(inputs, target)
+        if self.recorded is not None and self.recorded(learn, inputs, target):
+            self.guard.check_loss(learn, learn.loss)
+            self._micro.append((learn.loss, samples))
+        else:
+            self._predict(learn, inputs, target)
+            learn.fire("on_backward_begin")
+            check_loss(learn.loss)
+            self.guard.check_loss(learn, learn.loss)
+            self._backward(learn.loss, samples)
 
         if len(self._micro) < self.accumulate and not learn.last_batch:
             learn.fire("on_backward_end")
@@ -96,9 +97,23 @@ class TrainingStep:
             return
         self._finish(learn)
 
+    def _predict(self, learn: Trainer, inputs: Any, target: Any) -> None:
+        if self.network.half is None:
+            self._forward(learn, inputs, target)
+        else:
+            with self.network.autocast():
+                self._forward(learn, inputs, target)
+
+    def _forward(self, learn: Trainer, inputs: Any, target: Any) -> None:
+        learn.pred = self.network(inputs)
+        learn.fire("on_loss_begin")
+        learn.loss = learn.compute_loss(learn.pred, target)
+
     def begin(self, modules: Sequence[nn.Module]) -> None:
         """Begin a run of `modules`, or go on with it: they are good as they are."""
-        self.guard.begin(modules, scaled=self.scaler.is_enabled())
+        self.guard.begin(modules, scaled=self._scales)
+        if self.recorded is not None:
+            self.recorded.begin()
 
     def flush(self, learn: Trainer) -> None:
         """Step on gradients that are left when an epoch ended before its last batch could step."""
@@ -111,7 +126,7 @@ class TrainingStep:
 
     def state_dict(self) -> dict[str, Any]:
         """Return what a resumed run needs: the loss's scale, and gradients still being gathered."""
-        gathered = [p.grad for p in self._own()] if self._micro else []
+        gathered = [p.grad for p in self.update.parameters()] if self._micro else []
         return {
             "scaler": self.scaler.state_dict(),
             "micro": list(self._micro),
@@ -124,76 +139,80 @@ class TrainingStep:
         if state["scaler"]:
             self.scaler.load_state_dict(state["scaler"])
         self._micro = [(loss.to(self.device), n) for loss, n in state["micro"]]
-        for parameter, grad in zip(self._own(), state["gradients"], strict=False):
+        for parameter, grad in zip(self.update.parameters(), state["gradients"], strict=False):
             parameter.grad = None if grad is None else grad.to(parameter)
-
-    def autocast(self) -> AbstractContextManager[Any]:
-        """Return the context of forward and loss, for training and evaluation alike."""
-        if self.dtype is None:
-            return nullcontext()
-        return torch.autocast(self.device.type, dtype=self.dtype)
 
     def drop(self) -> None:
         """Forget the gradients gathered since the last update, and where the scaler stood."""
         self._micro.clear()
-        self.opt.zero_grad()
+        self.update.clear()
         self.guard.forget()
-        if self.scaler.is_enabled():
+        if self._scales:
             scale = self.scaler.state_dict()
             self.scaler = self._new_scaler()
             self.scaler.load_state_dict(scale)
 
     def _new_scaler(self) -> torch.amp.GradScaler:
-        return torch.amp.GradScaler(self.device.type, enabled=self.dtype == torch.float16)
+        return torch.amp.GradScaler(self.device.type, enabled=self.network.precision == "fp16")
 
     def _finish(self, learn: Trainer) -> None:
-        gradients = self._finish_gradients(learn.model)
+        self._finish_gradients(learn.model)
         learn.fire("on_backward_end")
-        if not self.scaler.is_enabled():  # which has a guard of its own
-            norm = None if self.clip is None else self.grad_norm
-            self.guard.check_gradients(learn, gradients, norm)
-        self.scaler.step(self.opt)
-        self.scaler.update()
-        self.opt.zero_grad()
+        if self._scales:
+            self._update_scaled(learn)
+        else:
+            parameters = self.update.parameters()
+            gradients = [grad for p in parameters if (grad := p.grad) is not None]
+            self.guard.check_gradients(learn, gradients)
+            self.update(parameters, gradients)
+        self.update.clear()
         self._sum_up()
         learn.step += 1
         self.guard.stepped(learn)
         learn.fire("on_step_end")
 
+    def _update_scaled(self, learn: Trainer) -> None:
+        """Update, unless a gradient overflows, which halves the scale: such a batch is no step."""
+        before = self.scaler.get_scale()
+        self.scaler.step(self.opt)
+        self.scaler.update()
+        after = self.scaler.get_scale()
+        if after < before:
+            self.guard.overflowed(learn, after)
+            raise CancelBatch
+
     def _backward(self, loss: Tensor, n: int) -> None:
         # Gradients add up as sums of n * mean; in units of the first batch equal batches weigh 1.
         weight = n / self._micro[0][1] if self._micro else 1.0
-        torch.autograd.backward(self.scaler.scale(loss if weight == 1.0 else loss * weight))
+        weighted = loss if weight == 1.0 else loss * weight
+        self.backward(self.scaler.scale(weighted) if self._scales else weighted)
         self._micro.append((loss.detach(), n))
 
-    def _finish_gradients(self, model: nn.Module) -> list[Tensor]:
-        """Turn the gathered gradients into those of the mean loss, clip and return them."""
-        self.scaler.unscale_(self.opt)
-        weight = sum(n for _, n in self._micro) / self._micro[0][1]
-        parameters = self._own() if self.clip is None else self._in_order(model)
+    def _finish_gradients(self, model: nn.Module) -> None:
+        """Turn the gathered gradients into those of the mean loss, and clip them."""
+        if self._scales:
+            self.scaler.unscale_(self.opt)
+        weight = sum(n for _, n in self._micro) / self._micro[0][1] if len(self._micro) > 1 else 1.0
+        if weight == 1.0 and self.clip is None:
+            return
+        parameters = self._in_order(model)
         gradients = [p.grad for p in parameters if p.grad is not None]
         if weight != 1.0:
             torch._foreach_div_(gradients, weight)
-        if self.clip is None:
-            self.grad_norm = self._unmeasured
-        else:
+        if self.clip is not None:
             self.grad_norm = nn.utils.get_total_norm(gradients)
             if self.clip < math.inf:
                 nn.utils.clip_grads_with_norm_(parameters, self.clip, self.grad_norm)
-        return gradients
-
-    def _own(self) -> list[Tensor]:
-        return [p for group in self.opt.param_groups for p in group["params"]]
 
     def _in_order(self, model: nn.Module) -> list[Tensor]:
         """The optimizer's parameters, those of the model in its order: sums depend on it."""
-        own = {id(p): p for p in self._own()}
+        own = {id(p): p for p in self.update.parameters()}
         return [own.pop(id(p)) for p in model.parameters() if id(p) in own] + list(own.values())
 
     def _sum_up(self) -> None:
-        self.samples = sum(n for _, n in self._micro)
         if len(self._micro) == 1:
-            self.loss = self._micro[0][0]
+            self.loss, self.samples = self._micro[0]
         else:
+            self.samples = sum(n for _, n in self._micro)
             self.loss = torch.stack([loss * (n / self.samples) for loss, n in self._micro]).sum()
         self._micro.clear()

@@ -19,7 +19,16 @@ from onecycle.tables import html_table
 WIDTH = 100
 HEAD = ["name", "class", "output shape", "parameters", "trainable", "group"]
 GROUP_HEAD = ["group", "parameters", "trainable", "lr"]
-NO_HYPER = {"params", "param_names", "layer_group", "decay", "initial_lr", "decoupled_weight_decay"}
+NO_HYPER = {
+    "fused",
+    "foreach",
+    "params",
+    "param_names",
+    "layer_group",
+    "decay",
+    "initial_lr",
+    "decoupled_weight_decay",
+}
 Row = dict[str, Any]
 Table = list[list[str]]
 
@@ -79,8 +88,9 @@ def summarize(
         ValueError: `loader` yields no batch. What the model raises passes through.
 
     >>> from onecycle.data import digits
+    >>> from onecycle.network import Network
     >>> model = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
-    >>> evaluator = Evaluator([model], torch.device("cpu"), torch.enable_grad)
+    >>> evaluator = Evaluator(Network(model, torch.device("cpu")), [model])
     >>> opt = torch.optim.SGD(model.parameters(), lr=0.1)
     >>> summary = summarize(evaluator, digits().train, opt, None)
     >>> [(row["class"], row["shape"], row["parameters"]) for row in summary.rows]

@@ -19,6 +19,7 @@ from onecycle import plan as plans
 from onecycle.callback import (
     Callback,
     as_callbacks,
+    fire,
 )
 from onecycle.callbacks.live_plot import LivePlot
 from onecycle.callbacks.progress import ProgressBar
@@ -34,6 +35,7 @@ from onecycle.found import LRFind
 from onecycle.loop import Loop
 from onecycle.losses import activation, check_scalar, infer_loss
 from onecycle.metrics import Metric, Scores, named
+from onecycle.network import Compile, Network
 from onecycle.notes import note
 from onecycle.optimizers import LR, OptFunc, Splitter
 from onecycle.schedules import (
@@ -76,6 +78,8 @@ class Trainer:
         splitter: Splitter | None = None,
         device: torch.device | str | None = None,
         precision: str = "fp32",
+        channels_last: bool = False,
+        compile: Compile = False,  # noqa: A002 - torch's own word
         accumulate: int = 1,
         clip: float | None = None,
         on_nan: str = "raise",
@@ -100,14 +104,15 @@ class Trainer:
         self.callbacks = [*as_callbacks(callbacks), *([LivePlot()] if live_plot else [])]
         self.device = batches.as_device(device)
         self.model = model.to(self.device)
+        self.network = Network(
+            self.model, self.device, precision, channels_last=channels_last, compile=compile
+        )
         self.loss_func = (
             loss_func.to(self.device) if isinstance(loss_func, nn.Module) else loss_func
         )
         self.opt = optimizers.build(self.model, opt_func, wd, splitter)
         self._whole = self.opt is not opt_func
-        self.training_step = TrainingStep(
-            self.opt, self.device, precision, accumulate, clip, on_nan
-        )
+        self.training_step = TrainingStep(self.opt, self.network, accumulate, clip, on_nan)
         self.train_bn = train_bn
         self.recorder = Recorder()
         self.display = ProgressBar()
@@ -310,7 +315,9 @@ class Trainer:
 
     def fire(self, event: str) -> None:
         """Call the hooks of `event`."""
-        self.loop.fire(event, self)
+        hooks = self.loop.hooks[event]
+        if hooks:
+            fire(hooks, self)
 
     @property
     def steps_per_epoch(self) -> int:
@@ -362,7 +369,8 @@ class Trainer:
         def take(batch: Any, target: Any, pred: Any) -> None:
             batches.require_target(batch, target)
             loss = check_scalar(self.compute_loss(pred, target))
-            scores.add(batches.widened(pred), target, loss, batches.samples(batch))
+            samples = batches.samples(*batches.split(batch))
+            scores.add(batches.widened(pred), target, loss, samples)
             if watch is not None:
                 watch(batch, pred, loss)
 
@@ -473,7 +481,7 @@ class Trainer:
 
     @property
     def _evaluator(self) -> Evaluator:
-        return Evaluator(self.modules, self.device, self.training_step.autocast)
+        return Evaluator(self.network, self.modules)
 
     def _loader(self, dl: Iterable[Any] | None) -> Iterable[Any]:
         loader = self.data.valid if dl is None else dl

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch.nn.utils.rnn import pack_sequence
 
 from onecycle import DataLoaders, models
-from onecycle.batch import forward, samples, to_device
+from onecycle.batch import forward, samples, split, to_device
 from onecycle.data import InMemoryLoader, builtin, cifar10, digits, fashion_mnist, mnist
 
 
@@ -229,11 +229,11 @@ BOXES = [{"boxes": torch.zeros(n, 4)} for n in (0, 2, 5)]
     ],
 )
 def test_samples_are_counted(batch):
-    assert samples(batch) == 3
+    assert samples(*split(batch)) == 3
 
 
 def test_a_batch_without_lengths_is_one_sample():
-    assert samples(([object()], torch.tensor(1.0))) == 1
+    assert samples([object()], torch.tensor(1.0)) == 1
 
 
 def test_what_is_no_number_stays_in_the_batch():

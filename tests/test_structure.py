@@ -23,9 +23,10 @@ LAYERS = [
         "files",
         "plot",
         "tables",
+        "shortcuts",
     },
     {"snapshot", "schedules", "optimizers", "metrics", "series", "suggest"}
-    | {"models", "losses", "display", "plot_lr_find"},
+    | {"models", "losses", "display", "plot_lr_find", "network", "recorded"},
     {"checkpoint", "callback", "data", "evaluation", "freezing", "plot_activations", "found"},
     {"guard", "state", "preflight"},
     {"step", "loop"},

@@ -8,6 +8,7 @@ import json
 import math
 import time
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -71,9 +72,8 @@ class Recorder(Callback):
         self._marks: list[tuple[int, float]] = [(0, 0.0)]
         self._places: list[float] = []
         self._per_epoch = 1.0
-        self._unread: list[Tensor] = []
-        self._unread_norms: list[Tensor] = []
-        self._unread_samples: list[int] = []
+        # Of each step: loss, samples, learning rate, momentum and, if measured, norm.
+        self._unread: list[tuple[Any, ...]] = []
         self._epoch = RunningLoss()
         self._steps = 0  # of this fit, read
         self._every = 1
@@ -89,11 +89,13 @@ class Recorder(Callback):
     @property
     def lrs(self) -> Array:
         """Learning rate of every step."""
+        self._read()
         return self._lrs.values()
 
     @property
     def moms(self) -> Array:
         """Momentum of every step, nan where the optimizer has none."""
+        self._read()
         # What was 0.95 is to be 0.95 again after single precision.
         return np.round(self._moms.values(), 7)
 
@@ -191,15 +193,11 @@ class Recorder(Callback):
 
     def on_step_end(self, learn: Learner) -> None:
         """Note the step; its loss stays on the device until a block of them is read."""
-        step = learn.training_step
-        self._lr = optimizers.read(learn.opt, "lr")
-        if (self._steps + len(self._unread)) % self._every == 0:
-            self._lrs.append(self._lr)
-            self._moms.append(optimizers.read(learn.opt, "mom"))
-        self._unread.append(step.loss)
-        self._unread_samples.append(step.samples)
-        if self._measures:
-            self._unread_norms.append(step.grad_norm)
+        step, opt = learn.training_step, learn.opt
+        self._lr = optimizers.read(opt, "lr")
+        norm = (step.grad_norm,) if self._measures else ()
+        mom = optimizers.read(opt, "mom")
+        self._unread.append((step.loss, step.samples, self._lr, mom, *norm))
         if len(self._unread) >= BLOCK:
             self._read()
 
@@ -268,8 +266,6 @@ class Recorder(Callback):
         self._marks = [(steps, place) for steps, place in state["marks"]]
         self._places = list(state["places"])
         self._unread.clear()
-        self._unread_norms.clear()
-        self._unread_samples.clear()
         self._epoch = RunningLoss(*state["running"])
         self._steps, self._every = state["steps"], state["every"]
         self._lr = state["lr"]
@@ -378,6 +374,7 @@ class Recorder(Callback):
 
     def _here(self) -> tuple[int, float]:
         """Return the steps there are and their place, within a running epoch by its steps."""
+        self._read()
         steps, place = self._marks[-1]
         return len(self._lrs), place + min(1.0, (len(self._lrs) - steps) / self._per_epoch)
 
@@ -385,16 +382,17 @@ class Recorder(Callback):
         """Move the unread losses to the host, all at once."""
         if not self._unread:
             return
-        losses = torch.stack(self._unread).tolist()
-        self._epoch.add(losses, self._unread_samples)
+        device_losses, samples, lrs, moms, *norms = zip(*self._unread, strict=True)
+        losses = torch.stack(device_losses).tolist()
+        self._epoch.add(losses, samples)
         kept = slice(-self._steps % self._every, None, self._every)
         self._losses.extend(losses[kept])
-        if self._unread_norms:
-            self._grad_norms.extend(torch.stack(self._unread_norms).tolist()[kept])
+        self._lrs.extend(lrs[kept])
+        self._moms.extend(moms[kept])
+        for of_steps in norms:
+            self._grad_norms.extend(torch.stack(of_steps).tolist()[kept])
         self._steps += len(losses)
         self._unread.clear()
-        self._unread_norms.clear()
-        self._unread_samples.clear()
 
 
 @dataclass
@@ -410,7 +408,7 @@ class RunningLoss:
     bad: int = 0
     lost: bool = False
 
-    def add(self, losses: list[float], samples: list[int]) -> None:
+    def add(self, losses: Sequence[float], samples: Sequence[int]) -> None:
         """Take the losses of some steps, each a mean over its samples."""
         self.steps += len(losses)
         for loss, n in zip(losses, samples, strict=True):

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 Plan = dict[str, list[Schedule]]
 RATE: dict[str, Any] = {"low": 0.0}
 MOMENTUM: dict[str, Any] = {"low": 0.0, "high": 1.0, "open_high": True}
+BLOCK = 256  # steps whose values are computed at once
 INTERVALS = {"lr": RATE, "wd": RATE, "weight_decay": RATE, "mom": MOMENTUM, "momentum": MOMENTUM}
 
 
@@ -50,6 +51,7 @@ class ParamScheduler(Callback):
             functions = value if isinstance(value, (list, tuple)) and value else [value]
             self.schedules[name] = [checked(f"schedules[{name!r}]", one) for one in functions]
         self._plan = self.schedules
+        self._first, self._values = 0, list[list[tuple[str, list[float]]]]()
 
     def plan(self, opt: torch.optim.Optimizer, total_steps: int) -> Plan:
         """Return for each hyper-parameter one schedule, or one for each layer group.
@@ -80,12 +82,25 @@ class ParamScheduler(Callback):
     def on_train_begin(self, learn: Learner) -> None:
         """Plan this run, before the first step."""
         self._plan = self.plan(learn.opt, learn.total_steps)
+        self._values = []
 
     def on_batch_begin(self, learn: Learner) -> None:
         """Write the values of this step."""
-        for name, functions in self._plan.items():
-            values = [function(learn.progress) for function in functions]
+        step = learn.step - self._first
+        if not 0 <= step < len(self._values):
+            self._first, step = learn.step, 0
+            self._values = self._ahead(learn.step, learn.total_steps)
+        for name, values in self._values[step]:
             optimizers.write(learn.opt, name, values)
+
+    def _ahead(self, first: int, total_steps: int) -> list[list[tuple[str, list[float]]]]:
+        """Return the values of the next steps: to compute them at once takes less time."""
+        several = range(first, first + max(1, min(BLOCK, total_steps - first)))
+        points = [schedules.progress(step, total_steps) for step in several]
+        return [
+            [(name, [function(p) for function in own]) for name, own in self._plan.items()]
+            for p in points
+        ]
 
 
 class OneCycleScheduler(Callback):

@@ -1,0 +1,129 @@
+"""How the model is run: in which precision and memory format, compiled or as it is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from onecycle import batch as batches
+from onecycle import checks
+
+PRECISIONS = ("fp32", "tf32", "bf16", "fp16", "auto")
+HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}
+Compile = bool | str | Mapping[str, Any]
+
+
+class Network:
+    """The model of a Learner, and everything that decides how fast it is run.
+
+    Neither option changes the model's parameters or the names in its `state_dict`.
+
+    Args:
+        model: on `device`.
+        device: where it is.
+        precision: "fp32"; "tf32", which also lets matrix products on cuda round their inputs to 10
+            bits, as torch's convolutions do anyway; "bf16" or "fp16" for autocast around forward
+            and loss, fp16 with a scaled loss; "auto" is the best of these that the device is made
+            for.
+        channels_last: keep images and filters with their channels last in memory, which
+            convolutions in half precision are fastest with.
+        compile: True for torch.compile, or a mapping of its options; "step" records a whole
+            training step as a CUDA graph, see `onecycle.recorded`.
+
+    Raises:
+        ValueError, TypeError: an argument out of its range.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        device: torch.device,
+        precision: str = "fp32",
+        *,
+        channels_last: bool = False,
+        compile: Compile = False,  # noqa: A002 - torch's own word
+    ) -> None:
+        self.device = device
+        self.precision = resolved(checks.choice("precision", precision, PRECISIONS), device)
+        self.channels_last = checks.flag("channels_last", channels_last)
+        self.compile = _checked(compile)
+        self.model = model
+        self.half = HALF.get(self.precision)
+        if self.channels_last:
+            model.to(memory_format=torch.channels_last)
+        self._run: Callable[..., Any] = model
+        if self.compile and self.compile != "step":
+            options = {} if self.compile is True else dict(self.compile)  # type: ignore[arg-type]
+            self._run = torch.compile(model, **options)
+
+    @property
+    def compiled(self) -> bool:
+        """Whether hooks on parts of the model are not called."""
+        return self._run is not self.model
+
+    def __call__(self, inputs: Any) -> Any:
+        """Return the model's output; the caller chooses precision, mode and gradients."""
+        if self.channels_last:
+            inputs = with_channels_last(inputs)
+        return batches.forward(self._run, inputs)
+
+    def autocast(self) -> AbstractContextManager[Any]:
+        """Return the context of forward and loss, for training and evaluation alike."""
+        if self.half is None:
+            return nullcontext()
+        return torch.autocast(self.device.type, dtype=self.half)
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        """Set what torch knows for the whole process only, and set it back."""
+        if self.precision != "tf32" or self.device.type != "cuda":
+            yield
+            return
+        before = torch.get_float32_matmul_precision()
+        torch.set_float32_matmul_precision("high")
+        try:
+            yield
+        finally:
+            torch.set_float32_matmul_precision(before)
+
+
+def resolved(precision: str, device: torch.device) -> str:
+    """Return what "auto" stands for on `device`; any other precision is what it is.
+
+    On cuda bf16 where the chip has it, else fp16. On the CPU bf16 where it multiplies matrices of
+    bf16 (Intel's AMX), else fp32, and so everywhere else.
+    """
+    if precision != "auto":
+        return precision
+    if device.type == "cuda":
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
+    multiplies = getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
+    return "bf16" if device.type == "cpu" and multiplies() else "fp32"
+
+
+def with_channels_last(value: Any) -> Any:
+    """Return `value` with the images in it, tensors (N, C, H, W), laid out channels last.
+
+    >>> with_channels_last(torch.zeros(2, 3, 4, 4)).stride()
+    (48, 1, 12, 3)
+    """
+    if isinstance(value, Tensor):
+        image = value.ndim == 4
+        return value.contiguous(memory_format=torch.channels_last) if image else value
+    if isinstance(value, Mapping):
+        return {key: with_channels_last(item) for key, item in value.items()}
+    if type(value) in (tuple, list):
+        return type(value)(with_channels_last(item) for item in value)
+    return value
+
+
+def _checked(value: Any) -> Compile:
+    if not isinstance(value, (bool, Mapping)) and value != "step":
+        raise ValueError(
+            f'compile must be True, False, "step" or options of torch.compile, got {value!r}'
+        )
+    return value  # type: ignore[no-any-return]
