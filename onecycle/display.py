@@ -41,6 +41,10 @@ class Surface:
 
     def move(self, done: int, loss: str, lr: str, left: float | None) -> None:
         """Move the bar to `done` batches; the run has `left` seconds to go, if that is known."""
+        self.at(done, f"loss {loss}, lr {lr}, run {_left(left)} left")
+
+    def at(self, done: int, text: str = "") -> None:
+        """Move the bar to `done` batches, with a text behind it."""
 
     def line(self, text: str) -> None:
         """Show a line of text, where lines are shown."""
@@ -87,10 +91,9 @@ class Terminal(Surface):
             bar_format=TERMINAL_BAR,
         )
 
-    def move(self, done: int, loss: str, lr: str, left: float | None) -> None:
+    def at(self, done: int, text: str = "") -> None:
         """Move it."""
         if self._tqdm is not None:
-            text = f"loss {loss}, lr {lr}, run {_left(left)} left"
             self._tqdm.set_postfix_str(text, refresh=False)
             _set(self._tqdm, done)
 
@@ -114,10 +117,9 @@ class Log(Terminal):
         """Note what is running."""
         self._label, self._total = label, total
 
-    def move(self, done: int, loss: str, lr: str, left: float | None) -> None:
+    def at(self, done: int, text: str = "") -> None:
         """Print how far it is."""
-        place = f"{self._label}: {done}/{self._total}"
-        print(f"{place}, loss {loss}, lr {lr}, run {_left(left)} left", flush=True)
+        print(f"{self._label}: {done}/{self._total}" + (text and f", {text}"), flush=True)
 
 
 class Notebook(Surface):
@@ -173,14 +175,18 @@ class Notebook(Surface):
 
     def move(self, done: int, loss: str, lr: str, left: float | None) -> None:  # noqa: ARG002
         """Move the bar."""
-        text = f"loss {loss}, run {_left(left)} left"
+        self.at(done, f"loss {loss}, run {_left(left)} left")
+
+    def at(self, done: int, text: str = "") -> None:
+        """Move the bar, with a text behind it."""
         if self._tqdm is not None:
             self._tqdm.set_postfix_str(text, refresh=False)
             _set(self._tqdm, done)
         elif self._bar is not None:
             seconds = max(time.monotonic() - self._opened, 1e-9)
             rest = clock(seconds / max(done, 1) * (self._total - done))
-            times = f"[{clock(seconds)}<{rest}, {done / seconds:.2f}it/s, {text}]"
+            speed = ", ".join(filter(None, [f"{done / seconds:.2f}it/s", text]))
+            times = f"[{clock(seconds)}<{rest}, {speed}]"
             show(self._html_bar(done, times), self._bar)
 
     def end(self) -> None:

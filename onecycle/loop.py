@@ -13,7 +13,6 @@ from contextlib import closing, contextmanager, suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
-from onecycle import batch as batches
 from onecycle import freezing, preflight, snapshot, state
 from onecycle.callback import (
     Callback,
@@ -23,6 +22,7 @@ from onecycle.callback import (
     dispatch,
     fire_all,
 )
+from onecycle.data.prefetch import mover
 from onecycle.data.reading import Reader
 from onecycle.interrupts import Interrupts
 from onecycle.metrics import named
@@ -225,10 +225,11 @@ def _epoch(learn: Trainer, saved: dict[str, Any] | None, validate: bool) -> None
     _check(learn, validate)
     done = learn.batch_index + 1
     step = partial(learn.training_step, learn)
+    move = mover(learn.device)
     # Closed at once, or an error's traceback would keep the loader and its workers.
     with closing(_reading(learn, done)) as reading:
         for learn.batch_index, batch in enumerate(reading, start=done):
-            learn.batch = batches.to_device(batch, learn.device)
+            learn.batch = move(batch)
             learn.pred = learn.loss = None
             _scope(learn, "on_batch_begin", step, "on_batch_end", CancelBatch)
             loop.rest(learn)

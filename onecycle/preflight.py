@@ -80,9 +80,9 @@ def _last_of_one(train: Any) -> tuple[str, Callable[[], Any]] | None:
         of_one = batches.samples(*batches.split(train[-1])) == 1
         return (f"the {len(train)} batches of train", lambda: train[-1]) if of_one else None
     if isinstance(train, InMemoryLoader):
-        if train.n % train.batch_size != 1:
+        if train.drop_last or train.n % train.batch_size != 1:
             return None
-        return _in_words(train.n, train.batch_size), lambda: tuple(t[:1] for t in train.tensors)
+        return _in_words(train.n, train.batch_size), lambda: next(train.batches(len(train) - 1))
     if type(train) is not DataLoader or isinstance(train.dataset, IterableDataset):
         return None
     size, drawn = train.batch_size, len(train.sampler)  # type: ignore[arg-type]

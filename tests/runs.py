@@ -31,7 +31,7 @@ from onecycle import (
     TorchScheduler,
     accuracy,
 )
-from onecycle.data import digits
+from onecycle.data import cutout, digits, flip, random_crop
 from onecycle.schedules import linear, sgdr
 
 EPOCHS, BATCHES = 2, 8
@@ -48,7 +48,7 @@ FITS = {
     "torch": lambda learn, **k: learn.fit(EPOCHS, 0.02, schedule=TorchScheduler(STEP), **k),
 }
 OPTIMIZERS = {"sgd": sgd, "adamw": torch.optim.AdamW}
-LOADERS = ("in_memory", "torch", "own_generator", "workers", "list", "stream")
+LOADERS = ("in_memory", "augmented", "torch", "own_generator", "list", "stream")
 
 
 @dataclass(frozen=True)
@@ -72,8 +72,17 @@ def loaders(name):
     train, valid = (x[:n], y[:n]), [(x[300:330], y[300:330]), (x[330:350], y[330:350])]
     if name == "in_memory":
         return DataLoaders(DataLoaders.from_tensors(*train, batch_size=20).train, valid)
+    if name == "augmented":
+        augment = [random_crop(1), flip(), cutout(3), lambda x: x.flatten(1)]
+        images = train[0].view(-1, 1, 8, 8)
+        made = DataLoaders.from_tensors(images, train[1], batch_size=20, augment=augment)
+        return DataLoaders(made.train, valid)
     if name == "list":
         return DataLoaders([(x[i : i + 20], y[i : i + 20]) for i in range(0, n, 20)], valid)
+    if name == "datasets":
+        made = DataLoaders.from_datasets(Noisy(*train), None, 20, num_workers=2)
+        made.train.multiprocessing_context = "fork"
+        return DataLoaders(made.train, valid)
     generator = torch.Generator().manual_seed(5) if name == "own_generator" else None
     workers = 2 if name == "workers" else 0
     loader = DataLoader(

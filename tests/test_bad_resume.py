@@ -1,7 +1,10 @@
 """Bad resuming: what differs, what was saved and what is here; learner and file are as before."""
 
+import io
 import random
+import struct
 import sys
+import zipfile
 from functools import partial
 
 import pytest
@@ -253,8 +256,13 @@ def damaged(path, how):
 
 
 def flipped(content, place=0.5):
-    place = int(len(content) * place)
-    return content[:place] + bytes([content[place] ^ 4]) + content[place + 1 :]
+    # Within a record: between them there are bytes that nobody reads.
+    with zipfile.ZipFile(io.BytesIO(content)) as file:
+        records = [info for info in file.infolist() if info.file_size]
+    record = records[int(len(records) * place)]
+    names, extra = struct.unpack_from("<HH", content, record.header_offset + 26)
+    at = record.header_offset + 30 + names + extra + record.file_size // 2
+    return content[:at] + bytes([content[at] ^ 4]) + content[at + 1 :]
 
 
 DAMAGES = {

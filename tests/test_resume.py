@@ -38,7 +38,7 @@ cases = st.builds(
     Case,
     fit=st.sampled_from(sorted(FITS)),
     opt=st.sampled_from(["sgd", "adamw"]),
-    loader=st.sampled_from(sorted(set(LOADERS) - {"workers"})),
+    loader=st.sampled_from(LOADERS),
     accumulate=st.sampled_from([1, 1, 3]),
     precision=st.sampled_from(["fp32", "fp32", "bf16"]),
     clip=st.sampled_from([None, 0.5]),
@@ -75,10 +75,19 @@ def test_killed_anywhere_it_ends_the_same(
 
 
 @pytest.mark.parametrize("at", [0, 3, 7, 8, 9, 12])
-def test_with_workers_that_draw_their_own_numbers(folders, uninterrupted, at):
-    case = Case(loader="workers")
+@pytest.mark.parametrize("loader", ["workers", "datasets"])
+def test_with_workers_that_draw_their_own_numbers(folders, uninterrupted, at, loader):
+    case = Case(loader=loader)
     folder = folders()
     assert in_child(begin, case, folder, {"every_steps": 2}, (at, signal.SIGTERM)) == 143
+    assert in_child(go_on, case, folder) == 0
+    assert differences(end_of(folder), uninterrupted(case)) == []
+
+
+@pytest.mark.parametrize("at", [0, 4, 7, 11])
+def test_with_augmentation(folders, uninterrupted, at):
+    case, folder = Case(loader="augmented"), folders()
+    assert in_child(begin, case, folder, {"every_steps": 2}, (at, signal.SIGKILL)) == -9
     assert in_child(go_on, case, folder) == 0
     assert differences(end_of(folder), uninterrupted(case)) == []
 

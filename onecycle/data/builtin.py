@@ -25,6 +25,7 @@ from torch import Tensor
 
 from onecycle import checks, files
 from onecycle.batch import as_device
+from onecycle.data.augment import Augment, as_augmentations
 from onecycle.data.loaders import DataLoaders
 
 Arrays = tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]
@@ -37,6 +38,7 @@ def digits(
     valid: float = 0.2,
     device: torch.device | str | None = None,
     seed: int = 0,
+    augment: Augment = (),
 ) -> DataLoaders:
     """Return 1,797 real handwritten digits, 1 x 8 x 8, standardised; needs no network.
 
@@ -44,7 +46,8 @@ def digits(
         batch_size: samples in a batch.
         valid: share held out for validation.
         device: where the tensors are kept.
-        seed: of the draw and of the order.
+        seed: of the draw, of the order and of the augmentation.
+        augment: functions of a batch, for training only, such as `data.random_crop(1)`.
 
     Source: Alpaydin and Kaynak, UCI Machine Learning Repository 1998, doi 10.24432/C50P49, CC BY
         4.0.
@@ -58,28 +61,40 @@ def digits(
     images = _standardised(arrays["images"][:, None], (4.884,), (6.017,), scale=1.0)
     labels = torch.from_numpy(arrays["labels"].astype(np.int64))
     return DataLoaders.from_tensors(
-        images, labels, valid=valid, batch_size=batch_size, device=device, seed=seed
+        images, labels, valid, batch_size, device, seed, augment=augment
     )
 
 
 def mnist(
-    batch_size: int = 64, *, device: torch.device | str | None = None, seed: int = 0
+    batch_size: int = 64,
+    *,
+    device: torch.device | str | None = None,
+    seed: int = 0,
+    augment: Augment = (),
 ) -> DataLoaders:
     """Return MNIST, 60,000 and 10,000 images, 1 x 28 x 28, standardised."""
     read = partial(_vision_set, "MNIST", "MNIST/raw")
-    return _loaders(read, (0.1307,), (0.3081,), batch_size, device, seed)
+    return _loaders(read, (0.1307,), (0.3081,), batch_size, device, seed, augment)
 
 
 def fashion_mnist(
-    batch_size: int = 64, *, device: torch.device | str | None = None, seed: int = 0
+    batch_size: int = 64,
+    *,
+    device: torch.device | str | None = None,
+    seed: int = 0,
+    augment: Augment = (),
 ) -> DataLoaders:
     """Return Fashion-MNIST, 60,000 and 10,000 images, 1 x 28 x 28, standardised."""
     read = partial(_vision_set, "FashionMNIST", "FashionMNIST/raw")
-    return _loaders(read, (0.2860,), (0.3530,), batch_size, device, seed)
+    return _loaders(read, (0.2860,), (0.3530,), batch_size, device, seed, augment)
 
 
 def cifar10(
-    batch_size: int = 64, *, device: torch.device | str | None = None, seed: int = 0
+    batch_size: int = 64,
+    *,
+    device: torch.device | str | None = None,
+    seed: int = 0,
+    augment: Augment = (),
 ) -> DataLoaders:
     """Return CIFAR-10, 50,000 and 10,000 images, 3 x 32 x 32, standardised for each channel."""
     mean, std = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
@@ -87,7 +102,7 @@ def cifar10(
     read = partial(_vision_set, "CIFAR10", "cifar-10-batches-py")
     if folder and (folder / CIFAR_JPG).is_file():
         read = partial(_jpg_set, folder / CIFAR_JPG)
-    return _loaders(read, mean, std, batch_size, device, seed)
+    return _loaders(read, mean, std, batch_size, device, seed, augment)
 
 
 DATA_SETS: dict[str, Callable[..., DataLoaders]] = {
@@ -180,11 +195,13 @@ def _loaders(
     batch_size: int,
     device: torch.device | str | None,
     seed: int,
+    augment: Augment,
 ) -> DataLoaders:
     """Return the loaders of the images and labels that `read` gives for training and for test."""
     # Told before minutes of downloading and reading.
     checks.integer("batch_size", batch_size)
     checks.integer("seed", seed, low=0)
+    augment = as_augmentations(augment)
     device = None if device is None else as_device(device)
     (x, y), (xv, yv) = (
         (
@@ -193,9 +210,7 @@ def _loaders(
         )
         for images, labels in map(read, (True, False))
     )
-    return DataLoaders.from_tensors(
-        x, y, valid=(xv, yv), batch_size=batch_size, device=device, seed=seed
-    )
+    return DataLoaders.from_tensors(x, y, (xv, yv), batch_size, device, seed, augment=augment)
 
 
 def _channels_first(images: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:

@@ -1,28 +1,45 @@
 """The in-memory loader: whole batches cut out of tensors, ordered by seed and epoch alone."""
 
+from __future__ import annotations
+
 import math
 from collections.abc import Iterator
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from onecycle import checks
 from onecycle.batch import as_device, as_tensor
+from onecycle.data.augment import Augment, as_augmentations, chained
+from onecycle.data.normalize import Normalize
+from onecycle.data.order import batch_seeds, permutation
+
+BLOCK = 1 << 20  # bytes gathered at once: they stay in the cache until they are used
+ALIGNED = {"cpu": 64}  # bytes; where torch lets the memory of a tensor begin, elsewhere at 512
 
 
 class InMemoryLoader:
     """Batches of tensors that fit in memory, without a data set object or workers.
 
+    A batch is a pure function of (seed, epoch, number), augmentation included; no global generator
+    is touched. Every batch has memory of its own.
+
     Args:
         tensors: tensors, arrays, data frames or series of one length; a batch is a tuple with a
             slice of each. float64 becomes torch's default type, but for tensors.
         batch_size: samples in a batch, at least 1; the last batch of an epoch may be smaller.
-        shuffle: draw a new order for each epoch from (seed, epoch) alone, touching no global
-            generator.
+        shuffle: draw a new order for each epoch from (seed, epoch) alone.
         seed: at least 0.
-        device: where the tensors are kept; None leaves them where they are.
+        device: where the tensors are kept, and batches are gathered and augmented; None leaves
+            them where they are.
+        augment: one function of a batch of the first tensor, the inputs, or several in order, such
+            as those of `onecycle.data.augment`. One with a parameter `generator` is given a
+            generator that belongs to the batch. They see what the model would get: normalised
+            inputs, in memory of their own.
+        normalize: (mean, std), numbers or one for each channel: the inputs become
+            (x - mean) / std, bytes (uint8) as float32 / 255 before.
+        drop_last: leave a smaller last batch out; with `shuffle` other samples in each epoch.
 
     Raises:
         ValueError, TypeError: lengths that differ, no samples, or an argument out of its range.
@@ -39,23 +56,38 @@ class InMemoryLoader:
         shuffle: bool = False,
         seed: int = 0,
         device: torch.device | str | None = None,
+        augment: Augment = (),
+        normalize: Any = None,
+        drop_last: bool = False,
     ) -> None:
         place = None if device is None else as_device(device)
         if not tensors:
             raise ValueError("tensors must hold at least one tensor")
-        self.tensors = tuple(as_tensor(value).to(place) for value in tensors)
+        # Rows that lie in one piece are copied at once.
+        self.tensors = tuple(as_tensor(value).to(place).contiguous() for value in tensors)
         lengths = {len(tensor) if tensor.ndim else 0 for tensor in self.tensors}
         if len(lengths) > 1 or lengths == {0}:
             raise ValueError(f"tensors must have one length above 0, got {sorted(lengths)}")
+        places = {str(tensor.device) for tensor in self.tensors}
+        if len(places) > 1:
+            raise ValueError(f"tensors must be on one device, got {sorted(places)}; give device=")
         self.n = lengths.pop()
         self.batch_size = checks.integer("batch_size", batch_size)
         self.shuffle = checks.flag("shuffle", shuffle)
         self.seed = checks.integer("seed", seed, low=0)
+        self.augment = as_augmentations(augment)
+        self.normalize = None if normalize is None else Normalize(normalize, self.tensors[0])
+        self.drop_last = checks.flag("drop_last", drop_last)
+        if not len(self):
+            raise ValueError(
+                f"drop_last=True leaves no batch of {self.n} samples with batch_size={batch_size}"
+            )
         self.epoch = 0
 
     def __len__(self) -> int:
         """Return the number of batches."""
-        return math.ceil(self.n / self.batch_size)
+        whole = self.n / self.batch_size
+        return math.floor(whole) if self.drop_last else math.ceil(whole)
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the epoch whose order the next iteration has."""
@@ -68,11 +100,7 @@ class InMemoryLoader:
         >>> torch.equal(loader.order(3), loader.order(3))
         True
         """
-        if not self.shuffle:
-            return torch.arange(self.n)
-        entropy = np.random.SeedSequence((self.seed, epoch)).generate_state(1, np.uint64)[0]
-        generator = torch.Generator().manual_seed(int(entropy) >> 1)
-        return torch.randperm(self.n, generator=generator)
+        return permutation(self.n, self.seed, epoch) if self.shuffle else torch.arange(self.n)
 
     def __iter__(self) -> Iterator[tuple[Tensor, ...]]:
         """Yield the batches of the chosen epoch."""
@@ -85,12 +113,53 @@ class InMemoryLoader:
         >>> [batch[0].tolist() for batch in loader.batches(first=1)]
         [[2, 3], [4]]
         """
-        begin = first * self.batch_size
-        if not self.shuffle:
-            for start in range(begin, self.n, self.batch_size):
-                # Copies, for a model may write into its input.
-                yield tuple(t[start : start + self.batch_size].clone() for t in self.tensors)
-            return
-        order = self.order(self.epoch)[begin:].to(self.tensors[0].device)
-        for chosen in torch.split(order, self.batch_size) if len(order) else ():
-            yield tuple(tensor[chosen] for tensor in self.tensors)
+        blocks = self._blocks(first)
+        return self._augmented(blocks, first) if self.augment else blocks
+
+    def _blocks(self, first: int) -> Iterator[tuple[Tensor, ...]]:
+        """Yield batches, small ones cut out of a block that was gathered at once."""
+        size, end = self.batch_size, min(self.n, len(self) * self.batch_size)
+        order = self.order(self.epoch).to(self.tensors[0].device) if self.shuffle else None
+        step = size * self._together()
+        for start in range(first * size, end, step):
+            rows = slice(start, min(start + step, end))
+            block = self._rows(rows if order is None else order[rows])
+            if step == size:
+                yield tuple(block)
+            else:
+                # A plain split would give views of one tensor: autograd takes a change of one of
+                # them for a change of all.
+                yield from zip(*(torch.unsafe_split(part, size) for part in block), strict=True)
+
+    def _rows(self, chosen: Tensor | slice) -> list[Tensor]:
+        """Return the chosen rows of each tensor, copied, for a model may write into its input."""
+        if isinstance(chosen, slice):
+            block = [tensor[chosen].clone() for tensor in self.tensors]
+        else:
+            block = [tensor.index_select(0, chosen) for tensor in self.tensors]
+        if self.normalize is not None:
+            block[0] = self.normalize(block[0])
+        return block
+
+    def _together(self) -> int:
+        """Return how many batches are gathered at once.
+
+        One where the others would begin at another place in memory than a tensor of their own: the
+        last bit of what a kernel makes of them may depend on that, and on where a run resumed.
+        """
+        row = self._rows(slice(0, 1))
+        sizes = [part.nbytes * self.batch_size for part in row]
+        aligned = ALIGNED.get(self.tensors[0].device.type, 512)
+        # A gradient would go through the block, and only once.
+        if any(size % aligned for size in sizes) or any(part.requires_grad for part in row):
+            return 1
+        return max(1, BLOCK // max(1, sum(sizes)))
+
+    def _augmented(
+        self, batches: Iterator[tuple[Tensor, ...]], first: int
+    ) -> Iterator[tuple[Tensor, ...]]:
+        generator = torch.Generator(self.tensors[0].device)
+        augment = chained(self.augment)
+        seeds = batch_seeds(len(self), self.seed, self.epoch)
+        for seed, (x, *rest) in zip(seeds[first:], batches, strict=True):
+            yield augment(x, generator.manual_seed(seed)), *rest

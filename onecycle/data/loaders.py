@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -12,8 +12,11 @@ from torch.utils.data import Dataset, IterableDataset
 
 from onecycle import checks
 from onecycle.batch import as_tensor
+from onecycle.data.augment import Augment, as_augmentations
+from onecycle.data.datasets import check_dataset, let_go_with, loaders_of
 from onecycle.data.in_memory import InMemoryLoader
 from onecycle.data.reading import Reader
+from onecycle.data.to_memory import tensors_of
 
 
 class DataLoaders:
@@ -79,6 +82,9 @@ class DataLoaders:
         batch_size: int = 64,
         device: torch.device | str | None = None,
         seed: int = 0,
+        *,
+        augment: Augment = (),
+        normalize: Any = None,
     ) -> DataLoaders:
         """Return in-memory loaders of inputs `x` and targets `y`, training batches shuffled.
 
@@ -89,7 +95,10 @@ class DataLoaders:
             batch_size: samples in a batch.
             device: where the tensors are kept; None leaves them where they are, and the Learner
                 moves batches.
-            seed: of the order and of the draw.
+            seed: of the order, of the draw and of the augmentation.
+            augment: one or several functions of a batch of inputs, for training only; see
+                `onecycle.data.augment`.
+            normalize: (mean, std) of the inputs, for training and validation; see `InMemoryLoader`.
 
         Raises:
             ValueError, TypeError: an argument out of its range, lengths that differ, or an empty
@@ -112,10 +121,80 @@ class DataLoaders:
         elif valid is not None:
             pair = checks.pair("valid", valid, "(inputs, targets)")
             valid = as_tensor(pair[0], "valid"), as_tensor(pair[1], "valid")
-        train = InMemoryLoader(x, y, batch_size=batch_size, shuffle=True, seed=seed, device=device)
-        if valid is None:
-            return cls(train)
-        return cls(train, InMemoryLoader(*valid, batch_size=batch_size, device=device))
+        options: dict[str, Any] = {
+            "batch_size": batch_size,
+            "device": device,
+            "normalize": normalize,
+        }
+        train = InMemoryLoader(x, y, shuffle=True, seed=seed, augment=augment, **options)
+        return cls(train, None if valid is None else InMemoryLoader(*valid, **options))
+
+    @classmethod
+    def from_datasets(
+        cls,
+        train: Any,
+        valid: Any = None,
+        batch_size: int = 64,
+        *,
+        in_memory: bool = False,
+        num_workers: int | None = None,
+        device: torch.device | str | None = None,
+        seed: int = 0,
+        collate_fn: Callable[[list[Any]], Any] | None = None,
+        augment: Augment = (),
+        normalize: Any = None,
+    ) -> DataLoaders:
+        """Return loaders of map-style data sets, training batches shuffled.
+
+        The order is a function of (seed, epoch), the same with workers, without them and in memory.
+        Batches are pinned where they go to a GPU. Workers read ahead; those for training are new in
+        each epoch, because what a data set draws in one that persists could not be resumed.
+
+        Args:
+            train: anything with `__getitem__` and `__len__`.
+            valid: the same, or None.
+            batch_size: samples in a batch.
+            in_memory: read every item once, now, and make `InMemoryLoader`s of them.
+            num_workers: processes that read. None is as many as CPUs may be used, at most 8; and
+                none where there is one CPU, where the data set is tensors, or where the platform
+                does not fork. What a data set draws depends on it, so give a number where a run
+                must be the same on another machine.
+            device: where the tensors are kept that are read into memory, None is the CPU; else
+                where batches will go, None is the default device.
+            seed: of the order, and of what workers and augmentation draw.
+            collate_fn: makes a batch of a list of items, as in torch's `DataLoader`.
+            augment: as in `from_tensors`; with `in_memory` only.
+            normalize: as in `from_tensors`; with `in_memory` only.
+
+        Raises:
+            TypeError, ValueError: no data set, an argument out of its range; and with `in_memory`
+            items that differ when they are read again, in shape or kind from the first, or that
+            need more memory than is free.
+
+        >>> items = torch.utils.data.TensorDataset(torch.arange(6.0), torch.arange(6))
+        >>> slow = DataLoaders.from_datasets(items, batch_size=4)
+        >>> fast = DataLoaders.from_datasets(items, batch_size=4, in_memory=True)
+        >>> [torch.equal(a[0], b[0]) for a, b in zip(slow.train, fast.train)]
+        [True, True]
+        """
+        sets = [check_dataset("train", train)]
+        if valid is not None:
+            sets.append(check_dataset("valid", valid))
+        checks.integer("batch_size", batch_size)
+        checks.integer("seed", seed, low=0)
+        if not checks.flag("in_memory", in_memory):
+            if normalize is not None or as_augmentations(augment):
+                raise ValueError(
+                    "augment and normalize need in_memory=True; without it the data set's own "
+                    "transforms do that"
+                )
+            data = cls(*loaders_of(sets, batch_size, num_workers, device, seed, collate_fn))
+            let_go_with(data, data.valid)
+            return data
+        first, *others = tensors_of(sets, num_workers, device, collate_fn)
+        options: dict[str, Any] = {"batch_size": batch_size, "normalize": normalize}
+        whole = InMemoryLoader(*first, shuffle=True, seed=seed, augment=augment, **options)
+        return cls(whole, *(InMemoryLoader(*tensors, **options) for tensors in others))
 
 
 def as_loaders(data: Any) -> DataLoaders:
