@@ -128,9 +128,9 @@ def restore(path: files.PathLike, model: nn.Module, opt: torch.optim.Optimizer |
         if "run" in saved:
             # In the middle of a run the rates are those of a step, which no later fit wants.
             with optimizers.preserved(opt):
-                opt.load_state_dict(saved["optimizer"]["state"])
+                optimizers.load(opt, saved["optimizer"]["state"])
         else:
-            opt.load_state_dict(saved["optimizer"]["state"])
+            optimizers.load(opt, saved["optimizer"]["state"])
     model.load_state_dict(saved["model"])
 
 

@@ -43,7 +43,8 @@ class Evaluator:
                 moved = batches.to_device(batch, self.device)
                 inputs, target = batches.split(moved)
                 with self.network.autocast():
-                    take(moved, target, self.network(inputs))
+                    pred = self.network(inputs)
+                take(moved, target, pred)
 
     def kept(self, loader: Any) -> AbstractContextManager[None]:
         """Return the context that leaves no trace on model, generators and `loader`."""

@@ -115,7 +115,8 @@ class Guard:
         vars(self._opt).update(found_inf=self._bad, grad_scale=None)
 
     def overflowed(self, learn: Trainer, scale: float) -> None:
-        """Refuse to go on when gradients overflow however small the loss is scaled."""
+        """Put the buffers back; refuse to go on if no scale of the loss is small enough."""
+        self._kept.put_back()
         if self.policy == "raise" and scale < 1.0:
             text = f"a gradient is not finite at step {learn.step + 1}, {_place(learn)}"
             text = f"{text}, even with the loss scaled by {scale:g}: nothing was updated"

@@ -188,8 +188,7 @@ class Loop:
         learn.batch = learn.pred = learn.loss = None
         try:
             try:
-                learn.training_step.drop()
-                learn.training_step.guard.end()
+                learn.training_step.end()
             finally:
                 fire_all(self.hooks["on_train_end"], learn)
         except BaseException as error:

@@ -54,11 +54,10 @@ class Network:
         self.model = model
         self.half = HALF.get(self.precision)
         if self.channels_last:
-            model.to(memory_format=torch.channels_last)
+            _lay_out(model)
         self._run: Callable[..., Any] = model
-        if self.compile and self.compile != "step":
-            options = {} if self.compile is True else dict(self.compile)  # type: ignore[arg-type]
-            self._run = torch.compile(model, **options)
+        if self.compile is True or isinstance(self.compile, Mapping):
+            self._run = _compiled(model, {} if self.compile is True else self.compile)
 
     @property
     def compiled(self) -> bool:
@@ -119,6 +118,27 @@ def with_channels_last(value: Any) -> Any:
     if type(value) in (tuple, list):
         return type(value)(with_channels_last(item) for item in value)
     return value
+
+
+def _lay_out(model: nn.Module) -> None:
+    """Lay filters out channels last; torch would refuse a model that has some of three dimensions.
+
+    >>> model = nn.Conv2d(3, 8, 5)
+    >>> _lay_out(model)
+    >>> model.weight.stride()
+    (75, 1, 15, 3)
+    """
+    for tensor in (*model.parameters(), *model.buffers()):
+        if tensor.ndim == 4:
+            tensor.data = tensor.data.contiguous(memory_format=torch.channels_last)
+
+
+def _compiled(model: nn.Module, options: Mapping[str, Any]) -> Callable[..., Any]:
+    try:
+        return torch.compile(model, **options)
+    except Exception as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"compile: torch.compile refuses {dict(options)!r}: {reason}") from error
 
 
 def _checked(value: Any) -> Compile:

@@ -25,6 +25,7 @@ Part = nn.Module | Iterable[nn.Parameter]
 Splitter = Callable[[nn.Module], Iterable[Part]] | Sequence[Part]
 LR = float | slice | Sequence[float]
 FUSED = (torch.optim.Adam, torch.optim.AdamW, torch.optim.SGD)
+FUSED_ON = ("cpu", "cuda", "mps", "xpu")
 EXCLUDES_FUSED = {"fused", "foreach", "capturable", "differentiable"}
 
 
@@ -59,6 +60,7 @@ def build(
         if splitter is not None:
             raise ValueError("splitter cannot regroup a finished optimizer: pass its class instead")
         opt = opt_func
+        lay_out(opt)
     elif callable(opt_func):
         groups = _torch_groups(layer_groups(model, splitter))
         try:
@@ -83,9 +85,17 @@ def _made(opt_func: OptFunc, groups: list[Group], model: nn.Module) -> torch.opt
     options = set(opt_func.keywords) if isinstance(opt_func, functools.partial) else set()
     kind = opt_func.func if isinstance(opt_func, functools.partial) else opt_func
     sparse = any(getattr(part, "sparse", False) is True for part in model.modules())
-    if kind in FUSED and not options & EXCLUDES_FUSED and not sparse:
-        with suppress(RuntimeError):  # not on every device, not for every type of number
-            return opt_func(groups, fused=True)
+    # Torch itself tells what it cannot fuse at the first step only.
+    able = all(
+        p.is_floating_point() and p.device.type in FUSED_ON for g in groups for p in g["params"]
+    )
+    if kind in FUSED and not options & EXCLUDES_FUSED and able and not sparse:
+        with suppress(RuntimeError):  # nor in every version
+            # Of copies: an optimizer writes its settings into the groups that it is given.
+            opt = opt_func([dict(group) for group in groups], fused=True)
+            # Fused, no first step of a part of the parameters can be as torch defines it.
+            if not opt.defaults.get("dampening"):
+                return opt
     return opt_func(groups)
 
 
@@ -279,6 +289,26 @@ def preserved(opt: torch.optim.Optimizer) -> Iterator[None]:
                     group[key].copy_(value)
                 else:
                     group[key] = value
+
+
+def load(opt: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+    """Have `opt` take a state, of parameters that may lie otherwise in memory."""
+    opt.load_state_dict(state)
+    lay_out(opt)
+
+
+def lay_out(opt: torch.optim.Optimizer) -> None:
+    """Lay out what `opt` keeps of a parameter as the parameter is, which fused kernels rely on."""
+    dense = ((p, own) for p, own in opt.state.items() if _is_dense(p) and isinstance(own, dict))
+    for parameter, own in dense:
+        for name, value in own.items():
+            like = _is_dense(value) and value.shape == parameter.shape
+            if like and value.stride() != parameter.stride():
+                own[name] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
+
+
+def _is_dense(value: Any) -> bool:
+    return isinstance(value, Tensor) and value.layout is torch.strided
 
 
 def _torch_groups(groups: list[list[nn.Parameter]]) -> list[Group]:

@@ -63,7 +63,9 @@ def check_last_batch(learn: Trainer) -> None:
     if last is None or not normed:
         return
     what, make = last
-    with learn.looking(train), torch.no_grad(), learn.network.autocast():
+    # A compiled model would be compiled for this batch alone, and raise errors of torch's own.
+    eager, autocast = torch.compiler.set_stance("force_eager"), learn.network.autocast()
+    with learn.looking(train), torch.no_grad(), eager, autocast:
         inputs, _ = batches.split(batches.to_device(make(), learn.device))
         try:
             learn.network(inputs)

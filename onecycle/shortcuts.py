@@ -89,8 +89,10 @@ class Update:
             gradients: of those that have one, in this order.
         """
         if self._kernel is None or self._disturbed():
+            self.begin_momenta()
             self._opt.step()
         elif self._changed(parameters, gradients):
+            self.begin_momenta()
             self._opt.step()
             self._look(parameters)
         else:
@@ -101,6 +103,19 @@ class Update:
                 self._kernel(self._run, gradients, found_inf)
             finally:
                 torch._C._set_grad_enabled(before)  # noqa: SLF001
+
+    def begin_momenta(self) -> None:
+        """Give new momenta a 0 to begin at, which torch's fused SGD does not.
+
+        Its first step, when found_inf leaves it out, leaves memory that nobody has written to; and
+        it fails where some parameters of a group have a momentum and others, just unfrozen, none.
+        """
+        for group in self._opt.param_groups if type(self._opt) is SGD else ():
+            if group["fused"] and group["momentum"] and not group["dampening"]:
+                states = [(p, self._opt.state[p]) for p in group["params"] if p.grad is not None]
+                for parameter, state in states:
+                    if state.get("momentum_buffer") is None:
+                        state["momentum_buffer"] = torch.zeros_like(parameter)
 
     def clear(self) -> None:
         """Forget the gradients, as `zero_grad` does."""

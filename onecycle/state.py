@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
-from onecycle import checkpoint, generators
+from onecycle import checkpoint, generators, optimizers
 from onecycle.notes import noted
 
 if TYPE_CHECKING:
@@ -69,7 +69,7 @@ def restore(learn: Trainer, saved: State, *, read: bool = True) -> None:
         learn.modules[1].load_state_dict(run["loss_func"])
     for module, own in zip(learn.modules, run["modules"], strict=True):
         _restore_module(module, own)
-    learn.opt.load_state_dict(saved["optimizer"]["state"])
+    optimizers.load(learn.opt, saved["optimizer"]["state"])
     learn.training_step.load_state_dict(run["training_step"])
     for callback, own in _paired(learn.loop.callbacks, run["callbacks"]):
         with noted(f"raised by the callback {type(callback).__name__} in load_state_dict"):

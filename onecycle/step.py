@@ -82,8 +82,8 @@ class TrainingStep:
             batches.require_target(learn.batch, target)
         samples = batches.samples(inputs, target)
         if self.recorded is not None and self.recorded(learn, inputs, target):
-            self.guard.check_loss(learn, learn.loss)
             self._micro.append((learn.loss, samples))
+            self.guard.check_loss(learn, learn.loss)
         else:
             self._predict(learn, inputs, target)
             learn.fire("on_backward_begin")
@@ -112,6 +112,13 @@ class TrainingStep:
     def begin(self, modules: Sequence[nn.Module]) -> None:
         """Begin a run of `modules`, or go on with it: they are good as they are."""
         self.guard.begin(modules, scaled=self._scales)
+        if self.recorded is not None:
+            self.recorded.begin()
+
+    def end(self) -> None:
+        """Let go of what a run has needed."""
+        self.drop()
+        self.guard.end()
         if self.recorded is not None:
             self.recorded.begin()
 
@@ -174,12 +181,16 @@ class TrainingStep:
     def _update_scaled(self, learn: Trainer) -> None:
         """Update, unless a gradient overflows, which halves the scale: such a batch is no step."""
         before = self.scaler.get_scale()
+        self.update.begin_momenta()
         self.scaler.step(self.opt)
         self.scaler.update()
         after = self.scaler.get_scale()
         if after < before:
             self.guard.overflowed(learn, after)
+            if after < 1.0:
+                self.scaler.update(1.0)  # at 0, in the end, nothing could be told any more
             raise CancelBatch
+        self.guard.keep()
 
     def _backward(self, loss: Tensor, n: int) -> None:
         # Gradients add up as sums of n * mean; in units of the first batch equal batches weigh 1.

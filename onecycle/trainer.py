@@ -295,6 +295,8 @@ class Trainer:
                 snapshot.training_preserved(self.modules, self.opt, self.training_step),
                 self.training_step.guard.off(),
             ):
+                # A rehearsal looks at every loss before the backward pass.
+                self.training_step.recorded = None
                 for name, value in (values or {}).items():
                     optimizers.write(self.opt, name, [value])
                 self._run(epochs, epochs.stop, [ShortRun(steps), *callbacks], aside=read)
@@ -368,7 +370,8 @@ class Trainer:
 
         def take(batch: Any, target: Any, pred: Any) -> None:
             batches.require_target(batch, target)
-            loss = check_scalar(self.compute_loss(pred, target))
+            with self.network.autocast():
+                loss = check_scalar(self.compute_loss(pred, target))
             samples = batches.samples(*batches.split(batch))
             scores.add(batches.widened(pred), target, loss, samples)
             if watch is not None:

@@ -1,6 +1,7 @@
 """Layer groups: splitting, freezing, discriminative rates, batch norm, fine-tuning."""
 
 import copy
+from functools import partial
 
 import pytest
 import torch
@@ -317,3 +318,19 @@ def test_a_user_s_optimizer_may_hold_a_part_of_the_model(data):
 def test_a_learner_tells_what_it_is(two):
     two.fit(1)
     assert repr(two) == "Learner(Sequential of 1,242 parameters, AdamW, 1 epochs trained)"
+
+
+@pytest.mark.parametrize("options", [{}, {"dampening": 0.5}, {"nesterov": True}])
+def test_momentum_of_what_was_frozen_begins_when_it_is_trained(data, options):
+    """Torch's fused SGD fails where a part of a group has a momentum already."""
+    runs = []
+    for fused in ({}, {"fused": False}):
+        torch.manual_seed(0)
+        opt = partial(torch.optim.SGD, momentum=0.9, **options, **fused)
+        learn = Learner(data, mlp(), opt_func=opt, splitter=split_in_two)
+        learn.freeze()
+        learn.fit(1, 0.01)
+        learn.unfreeze()
+        learn.fit(1, 0.01)
+        runs.append(learn.recorder.losses)
+    assert runs[0] == pytest.approx(runs[1], abs=1e-5)

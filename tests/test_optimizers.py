@@ -127,3 +127,12 @@ def test_rates_may_be_an_array(rates):
 def test_what_is_no_number_cannot_be_scheduled(learn, name):
     with pytest.raises(ValueError, match=f"schedules.'{name}'.*it has lr, mom, wd, eps"):
         learn.fit(1, callbacks=ParamScheduler({name: linear(1.0, 0.0)}))
+
+
+@pytest.mark.parametrize("kind", optimizers.FUSED)
+def test_what_torch_cannot_fuse_is_not(kind):
+    model = nn.Linear(2, 1, dtype=torch.complex64)
+    opt = optimizers.build(model, kind)
+    assert not any(group["fused"] for group in opt.param_groups)
+    model(torch.ones(3, 2, dtype=torch.complex64)).abs().sum().backward()
+    opt.step()

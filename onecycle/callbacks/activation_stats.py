@@ -57,7 +57,8 @@ class ActivationStats(Callback):
 
     Raises:
         ValueError, TypeError: an argument out of its range or of the wrong type; when the fit
-            begins, a name or module that the model does not have, or no module at all.
+            begins, a name or module that the model does not have, no module at all, or a Learner
+            with `compile`.
 
     Source: Stefano Giomo, "The colorful dimension"; fastai's `ActivationStats`, which sees
         negative activations as near zero and drops what is beyond its histogram.
@@ -118,6 +119,11 @@ class ActivationStats(Callback):
 
     def on_train_begin(self, learn: Learner) -> None:
         """Find the modules."""
+        if learn.network.compiled:
+            raise ValueError(
+                "callbacks: ActivationStats sees nothing inside a model that is run by "
+                "torch.compile: give Learner(compile=False)"
+            )
         self._watched = _selected(learn.model, self.modules)
 
     def on_batch_begin(self, learn: Learner) -> None:  # noqa: ARG002 - the contract of a hook
