@@ -85,7 +85,11 @@ class TrainingStep:
             self._micro.append((learn.loss, samples))
             self.guard.check_loss(learn, learn.loss)
         else:
-            self._predict(learn, inputs, target)
+            if self.network.half is None:
+                self._forward(learn, inputs, target)
+            else:
+                with self.network.autocast():
+                    self._forward(learn, inputs, target)
             learn.fire("on_backward_begin")
             check_loss(learn.loss)
             self.guard.check_loss(learn, learn.loss)
@@ -96,13 +100,6 @@ class TrainingStep:
             self.guard.keep()
             return
         self._finish(learn)
-
-    def _predict(self, learn: Trainer, inputs: Any, target: Any) -> None:
-        if self.network.half is None:
-            self._forward(learn, inputs, target)
-        else:
-            with self.network.autocast():
-                self._forward(learn, inputs, target)
 
     def _forward(self, learn: Trainer, inputs: Any, target: Any) -> None:
         learn.pred = self.network(inputs)
