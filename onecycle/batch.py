@@ -70,7 +70,10 @@ def to_device(batch: Any, device: torch.device) -> Any:
     if isinstance(batch, Tensor):
         return batch if batch.device == device else batch.to(device, non_blocking=True)
     if type(batch) in (tuple, list):  # of all kinds by far the most frequent
-        moved = [to_device(value, device) for value in batch]
+        moved = [
+            value if type(value) is Tensor and value.device == device else to_device(value, device)
+            for value in batch
+        ]
         return moved if isinstance(batch, list) else tuple(moved)
     if isinstance(batch, Mapping):
         return {key: to_device(value, device) for key, value in batch.items()}

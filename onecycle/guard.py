@@ -50,6 +50,7 @@ class Guard:
         self._count = torch.zeros((), device=device)
         self._steps = self._skipped = 0
         self._kept = Kept([])
+        self._keeps = False
 
     def begin(self, modules: Sequence[nn.Module], *, scaled: bool = False) -> None:
         """Begin a run: what `modules` have in buffers is good.
@@ -59,6 +60,7 @@ class Guard:
             scaled: the loss is scaled, so that the optimizer's found_inf is the scaler's.
         """
         self._kept = Kept([] if self.policy == "ignore" else modules)
+        self._keeps = len(self._kept) > 0
         on_cpu = self._bad.device.type == "cpu"
         self._waits = on_cpu or scaled or not _takes_found_inf(self._opt)
         self._bad.zero_()
@@ -108,7 +110,7 @@ class Guard:
         if self._waits:
             if not self._finite(gradients):
                 self._refuse(learn, "a gradient is not finite")
-            if self._kept:
+            if self._keeps:
                 self._kept.keep()
             return
         torch._amp_foreach_non_finite_check_and_unscale_(gradients, self._bad, self._one)

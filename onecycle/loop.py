@@ -8,7 +8,7 @@ all, and only on_train_end fires.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
@@ -20,6 +20,7 @@ from onecycle.callback import (
     CancelBatch,
     CancelEpoch,
     dispatch,
+    fire,
     fire_all,
 )
 from onecycle.data.prefetch import mover
@@ -225,13 +226,16 @@ def _epoch(learn: Trainer, saved: dict[str, Any] | None, validate: bool) -> None
     done = learn.batch_index + 1
     step = partial(learn.training_step, learn)
     move = mover(learn.device)
+    # Where a batch cannot be read because a signal has ended the workers, too, that goes before.
+    reading = batches_of(loop.reader(loop.number, done), "training", partial(loop.rest, learn))
     # Closed at once, or an error's traceback would keep the loader and its workers.
-    with closing(_reading(learn, done)) as reading:
+    with closing(reading):
         for learn.batch_index, batch in enumerate(reading, start=done):
             learn.batch = move(batch)
             learn.pred = learn.loss = None
             _scope(learn, "on_batch_begin", step, "on_batch_end", CancelBatch)
-            loop.rest(learn)
+            if loop.savers or loop.interrupts.pending:
+                loop.rest(learn)
     _check_length(learn.batch_index + 1, learn.batches_per_epoch)
     learn.training_step.flush(learn)
     if validate and learn.data.valid is not None:
@@ -274,31 +278,19 @@ def _scope(
 ) -> None:
     """Fire `begin`, run `body`, fire `end`; absorb a signal that is not wider than `cancel`."""
     signal: Cancel | None = None
+    hooks = learn.loop.hooks
     try:
-        learn.fire(begin)
+        fire(hooks[begin], learn)
         body()
     except Cancel as raised:
         signal = raised
     try:
-        learn.fire(end)
+        fire(hooks[end], learn)
     except Cancel as raised:
         if signal is None or raised.width > signal.width:
             signal = raised
     if signal is not None and signal.width > cancel.width:
         raise signal
-
-
-def _reading(learn: Trainer, done: int) -> Generator[Any, None, None]:
-    """Yield the batches of the epoch after the first `done`.
-
-    Where one cannot be read because a signal has ended the workers, too, the signal goes before.
-    """
-    loop = learn.loop
-    try:
-        yield from batches_of(loop.reader(loop.number, done), "training")
-    except Exception:
-        loop.rest(learn)
-        raise
 
 
 def _check(learn: Trainer, validate: bool) -> None:

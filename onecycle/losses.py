@@ -20,6 +20,8 @@ def check_scalar(loss: Any) -> Tensor:
 
 def check_loss(loss: Any) -> None:
     """Refuse a loss that cannot be trained on, before anything is changed."""
+    if type(loss) is Tensor and not loss.ndim and loss.requires_grad:
+        return
     if not check_scalar(loss).requires_grad:
         raise ValueError(
             "loss_func returned a loss without gradient: compute it from pred by torch operations, "
@@ -39,19 +41,22 @@ def infer_loss(target: Any) -> Callable[[Tensor, Tensor], Tensor]:
 
 def cross_entropy(pred: Tensor, target: Tensor) -> Tensor:
     """Return the cross entropy of scores (N, C, ...) against classes (N, ...) of integers."""
-    _require_tensor(pred)
+    if not isinstance(pred, Tensor):
+        raise _no_tensor(pred)
     if pred.ndim < 2 or pred.shape[1] < 2:
         raise ValueError(
             "loss_func: cross entropy was inferred from integer targets, but pred has the shape "
             f"{tuple(pred.shape)}, not one score for each of at least two classes; "
             "widen the model's output, or pass loss_func="
         )
-    return functional.cross_entropy(pred, target.long())
+    classes = target if target.dtype is torch.long else target.long()
+    return functional.cross_entropy(pred, classes)
 
 
 def mse_loss(pred: Tensor, target: Tensor) -> Tensor:
     """Return the mean squared error; shapes that would only broadcast are refused."""
-    _require_tensor(pred)
+    if not isinstance(pred, Tensor):
+        raise _no_tensor(pred)
     if pred.shape != target.shape:
         raise ValueError(
             "loss_func: the mean squared error was inferred, but pred has the shape "
@@ -61,10 +66,9 @@ def mse_loss(pred: Tensor, target: Tensor) -> Tensor:
     return functional.mse_loss(pred, target)
 
 
-def _require_tensor(pred: Any) -> None:
-    if not isinstance(pred, Tensor):
-        kind = type(pred).__name__
-        raise TypeError(f"loss_func cannot be inferred for a model that returns {kind}: pass it")
+def _no_tensor(pred: Any) -> TypeError:
+    kind = type(pred).__name__
+    return TypeError(f"loss_func cannot be inferred for a model that returns {kind}: pass it")
 
 
 def activation(loss_func: Any) -> Callable[[Tensor], Tensor] | None:

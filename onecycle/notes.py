@@ -1,7 +1,7 @@
 """Notes on errors: where they come from."""
 
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -22,8 +22,13 @@ def noted(text: str) -> Iterator[None]:
         raise
 
 
-def batches_of(loader: Iterable[Any], name: str) -> Iterator[Any]:
-    """Yield what `loader` does; an error of its own says which data it is from."""
+def batches_of(
+    loader: Iterable[Any], name: str, failed: Callable[[], object] = lambda: None
+) -> Generator[Any, None, None]:
+    """Yield what `loader` does; an error of its own says which data it is from.
+
+    `failed` is called before such an error is raised.
+    """
     reading = iter(loader)
     taken = 0
     while True:
@@ -33,6 +38,7 @@ def batches_of(loader: Iterable[Any], name: str) -> Iterator[Any]:
             return
         except Exception as error:
             note(error, f"raised by the {name} data, when batch {taken + 1} was read")
+            failed()
             raise
         taken += 1
         yield batch

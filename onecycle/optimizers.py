@@ -12,13 +12,14 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from textwrap import shorten
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from onecycle import checks
 
+T = TypeVar("T")
 Group = dict[str, Any]
 OptFunc = Callable[..., torch.optim.Optimizer]
 Part = nn.Module | Iterable[nn.Parameter]
@@ -210,15 +211,30 @@ def write(opt: torch.optim.Optimizer, name: str, values: Sequence[float]) -> Non
             wanted) or any other key of the groups.
         values: one number, or one for each layer group.
     """
-    several = len(values) > 1
-    for i, group in enumerate(opt.param_groups):
-        _set(group, name, values[_layer_group(i, group)] if several else values[0])
+    write_each(opt, name, for_each(opt, values))
+
+
+def for_each(opt: torch.optim.Optimizer, values: Sequence[T]) -> list[T]:
+    """Return for each group of torch its value, of one for each layer group or one for all."""
+    groups = opt.param_groups
+    if len(values) == 1:
+        return [values[0]] * len(groups)
+    return [values[_layer_group(i, group)] for i, group in enumerate(groups)]
 
 
 def write_each(opt: torch.optim.Optimizer, name: str, values: Sequence[float]) -> None:
     """Set a hyper-parameter in place, one value for each group of torch."""
     for group, value in zip(opt.param_groups, values, strict=True):
-        _set(group, name, value)
+        if name == "mom" and "betas" in group:
+            group["betas"] = (value, *group["betas"][1:])
+        elif name == "mom":
+            group["momentum"] = value
+        elif name == "wd":
+            group["weight_decay"] = value if group.get("decay", True) else 0.0
+        elif isinstance(group.get(name), Tensor):
+            group[name].fill_(value)
+        else:
+            group[name] = value
 
 
 def read(opt: torch.optim.Optimizer, name: str) -> float:
@@ -361,19 +377,6 @@ def _spread_slice(name: str, lr: slice, n: int) -> list[float]:
 def _layer_group(i: int, group: Group) -> int:
     """Return the layer group of torch group `i`; an optimizer not built here has one for each."""
     return int(group.get("layer_group", i))
-
-
-def _set(group: Group, name: str, value: float) -> None:
-    if name == "mom" and "betas" in group:
-        group["betas"] = (value, *group["betas"][1:])
-    elif name == "mom":
-        group["momentum"] = value
-    elif name == "wd":
-        group["weight_decay"] = value if group.get("decay", True) else 0.0
-    elif isinstance(group.get(name), Tensor):
-        group[name].fill_(value)
-    else:
-        group[name] = value
 
 
 def _copy(value: Any) -> Any:

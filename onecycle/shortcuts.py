@@ -46,12 +46,17 @@ class Backward:
     """
 
     def __init__(self, device: torch.device) -> None:
-        self._direct = device.type == "cpu" and known()
+        self._device = device
+        self.begin()
+
+    def begin(self) -> None:
+        """Begin a run: torch's own way, which can log the graph, is asked for by its logger."""
+        logged = graph.log.isEnabledFor(logging.DEBUG)
+        self._direct = self._device.type == "cpu" and known() and not logged
 
     def __call__(self, loss: Tensor) -> None:
         """Add the gradients of `loss` to those there are."""
-        plain = type(loss) is Tensor and loss.dtype is torch.float32
-        if not (self._direct and plain) or graph.log.isEnabledFor(logging.DEBUG):
+        if not (self._direct and type(loss) is Tensor and loss.dtype is torch.float32):
             torch.autograd.backward(loss)
             return
         run = Variable._execution_engine.run_backward  # noqa: SLF001
@@ -161,11 +166,10 @@ class Update:
         groups, run = self._opt.param_groups, self._run
         return (
             not run.parts
-            or len(groups) != len(run.parts)
+            or len(gradients) != run.size
             or not _same(parameters, self._parameters)
             or not _same(self._opt.state.values(), self._states)
-            or len(gradients) != run.size
-            or any(map(run.changed, run.parts, groups))
+            or run.changed(groups)
         )
 
 
@@ -193,15 +197,20 @@ class Run:
         self._steps = ONE
         self._counters: list[Tensor] = []
 
-    def changed(self, part: Part, group: dict[str, Any]) -> bool:
-        """Tell whether `group` is another one, or has settings that the kernel does not know."""
-        return bool(
-            group is not part.group
-            or group["fused"] is not True
-            or type(group["lr"]) is not float
-            or (part.idle and any(p.grad is not None for p in part.idle))
-            or (not self.states and group.get("momentum"))
-        )
+    def changed(self, groups: list[dict[str, Any]]) -> bool:
+        """Tell whether a group is another one, or has settings that the kernel does not know."""
+        if len(groups) != len(self.parts):
+            return True
+        for part, group in zip(self.parts, groups, strict=True):
+            if (
+                group is not part.group
+                or group["fused"] is not True
+                or type(group["lr"]) is not float
+                or (part.idle and any(p.grad is not None for p in part.idle))
+                or (not self.states and group.get("momentum"))
+            ):
+                return True
+        return False
 
     def count(self, found_inf: Tensor | None) -> list[Tensor]:
         """Count a step, unless `found_inf`, and return the counters: the parts of one tensor."""

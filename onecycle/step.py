@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from onecycle import batch as batches
 from onecycle import checks
-from onecycle.callback import Cancel, CancelBatch
+from onecycle.callback import Cancel, CancelBatch, fire
 from onecycle.guard import Guard
 from onecycle.losses import check_loss
 from onecycle.network import Network
@@ -90,7 +90,8 @@ class TrainingStep:
             else:
                 with self.network.autocast():
                     self._forward(learn, inputs, target)
-            learn.fire("on_backward_begin")
+            if learn.loop.hooks["on_backward_begin"]:
+                learn.fire("on_backward_begin")
             check_loss(learn.loss)
             self.guard.check_loss(learn, learn.loss)
             self._backward(learn.loss, samples)
@@ -103,12 +104,14 @@ class TrainingStep:
 
     def _forward(self, learn: Trainer, inputs: Any, target: Any) -> None:
         learn.pred = self.network(inputs)
-        learn.fire("on_loss_begin")
+        if learn.loop.hooks["on_loss_begin"]:
+            learn.fire("on_loss_begin")
         learn.loss = learn.compute_loss(learn.pred, target)
 
     def begin(self, modules: Sequence[nn.Module]) -> None:
         """Begin a run of `modules`, or go on with it: they are good as they are."""
         self.guard.begin(modules, scaled=self._scales)
+        self.backward.begin()
         if self.recorded is not None:
             self.recorded.begin()
 
@@ -160,8 +163,10 @@ class TrainingStep:
         return torch.amp.GradScaler(self.device.type, enabled=self.network.precision == "fp16")
 
     def _finish(self, learn: Trainer) -> None:
-        self._finish_gradients(learn.model)
-        learn.fire("on_backward_end")
+        if self._scales or self.clip is not None or len(self._micro) > 1:
+            self._finish_gradients(learn.model)
+        if learn.loop.hooks["on_backward_end"]:
+            learn.fire("on_backward_end")
         if self._scales:
             self._update_scaled(learn)
         else:
@@ -170,10 +175,13 @@ class TrainingStep:
             self.guard.check_gradients(learn, gradients)
             self.update(parameters, gradients)
         self.update.clear()
-        self._sum_up()
+        if len(self._micro) == 1:
+            self.loss, self.samples = self._micro.pop()
+        else:
+            self._sum_up()
         learn.step += 1
         self.guard.stepped(learn)
-        learn.fire("on_step_end")
+        fire(learn.loop.hooks["on_step_end"], learn)
 
     def _update_scaled(self, learn: Trainer) -> None:
         """Update, unless a gradient overflows, which halves the scale: such a batch is no step."""
@@ -200,9 +208,7 @@ class TrainingStep:
         """Turn the gathered gradients into those of the mean loss, and clip them."""
         if self._scales:
             self.scaler.unscale_(self.opt)
-        weight = sum(n for _, n in self._micro) / self._micro[0][1] if len(self._micro) > 1 else 1.0
-        if weight == 1.0 and self.clip is None:
-            return
+        weight = sum(n for _, n in self._micro) / self._micro[0][1]
         parameters = self._in_order(model)
         gradients = [p.grad for p in parameters if p.grad is not None]
         if weight != 1.0:
@@ -218,9 +224,6 @@ class TrainingStep:
         return [own.pop(id(p)) for p in model.parameters() if id(p) in own] + list(own.values())
 
     def _sum_up(self) -> None:
-        if len(self._micro) == 1:
-            self.loss, self.samples = self._micro[0]
-        else:
-            self.samples = sum(n for _, n in self._micro)
-            self.loss = torch.stack([loss * (n / self.samples) for loss, n in self._micro]).sum()
+        self.samples = sum(n for _, n in self._micro)
+        self.loss = torch.stack([loss * (n / self.samples) for loss, n in self._micro]).sum()
         self._micro.clear()

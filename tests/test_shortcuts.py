@@ -394,6 +394,7 @@ def test_a_logged_backward_pass_is_left_to_torch(caplog, monkeypatch):
     monkeypatch.setattr(torch.autograd, "backward", calls.append)
     backward, loss = Backward(torch.device("cpu")), cross_entropy(mlp()(X), Y)
     with caplog.at_level(logging.DEBUG, "torch.autograd.graph"):
+        backward.begin()
         backward(loss)
     assert calls == [loss]
 

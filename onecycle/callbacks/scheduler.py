@@ -51,7 +51,9 @@ class ParamScheduler(Callback):
             functions = value if isinstance(value, (list, tuple)) and value else [value]
             self.schedules[name] = [checked(f"schedules[{name!r}]", one) for one in functions]
         self._plan = self.schedules
-        self._first, self._values = 0, list[list[tuple[str, list[float]]]]()
+        # The next values of every group of torch, from step `_first` on.
+        self._ahead: dict[str, list[list[float]]] = {}
+        self._first = self._length = self._groups = 0
 
     def plan(self, opt: torch.optim.Optimizer, total_steps: int) -> Plan:
         """Return for each hyper-parameter one schedule, or one for each layer group.
@@ -82,25 +84,29 @@ class ParamScheduler(Callback):
     def on_train_begin(self, learn: Learner) -> None:
         """Plan this run, before the first step."""
         self._plan = self.plan(learn.opt, learn.total_steps)
-        self._values = []
+        self._length = 0
 
     def on_batch_begin(self, learn: Learner) -> None:
         """Write the values of this step."""
-        step = learn.step - self._first
-        if not 0 <= step < len(self._values):
-            self._first, step = learn.step, 0
-            self._values = self._ahead(learn.step, learn.total_steps)
-        for name, values in self._values[step]:
-            optimizers.write(learn.opt, name, values)
+        opt, step = learn.opt, learn.step - self._first
+        if not 0 <= step < self._length or len(opt.param_groups) != self._groups:
+            self._look_ahead(learn)
+            step = 0
+        for name, columns in self._ahead.items():
+            optimizers.write_each(opt, name, [column[step] for column in columns])
 
-    def _ahead(self, first: int, total_steps: int) -> list[list[tuple[str, list[float]]]]:
-        """Return the values of the next steps: to compute them at once takes less time."""
-        several = range(first, first + max(1, min(BLOCK, total_steps - first)))
-        points = [schedules.progress(step, total_steps) for step in several]
-        return [
-            [(name, [function(p) for function in own]) for name, own in self._plan.items()]
-            for p in points
-        ]
+    def _look_ahead(self, learn: Learner) -> None:
+        """Compute the values of the next steps: at once, that takes less time."""
+        self._first, total = learn.step, learn.total_steps
+        self._length = max(1, min(BLOCK, total - self._first))
+        self._groups = len(learn.opt.param_groups)
+        several = range(self._first, self._first + self._length)
+        points = [schedules.progress(step, total) for step in several]
+        columns = {
+            name: [[function(p) for p in points] for function in functions]
+            for name, functions in self._plan.items()
+        }
+        self._ahead = {name: optimizers.for_each(learn.opt, own) for name, own in columns.items()}
 
 
 class OneCycleScheduler(Callback):
