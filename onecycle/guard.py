@@ -103,16 +103,29 @@ class Guard:
         elif not math.isfinite(loss.item()):
             self._refuse(learn, f"the loss is {loss.item()}")
 
-    def check_gradients(self, learn: Trainer, gradients: list[Tensor]) -> None:
-        """Refuse gradients of which one is not finite, before the optimizer sees them."""
+    def check_gradients(
+        self, learn: Trainer, gradients: list[Tensor], norm: Tensor | None = None
+    ) -> None:
+        """Refuse gradients of which one is not finite, before the optimizer sees them.
+
+        Args:
+            learn: what is trained.
+            gradients: of all parameters that have one.
+            norm: of all together before they were clipped. Where it is infinite, though each of
+                them is finite, clipping has made them 0.
+        """
         if self.policy == "ignore":
             return
         if self._waits:
             if not self._finite(gradients):
                 self._refuse(learn, "a gradient is not finite")
+            if norm is not None and not math.isfinite(norm.item()):
+                self._refuse(learn, f"the norm of the gradients is {norm.item()}")
             if self._keeps:
                 self._kept.keep()
             return
+        if norm is not None:
+            self._bad.logical_or_(~norm.isfinite())
         torch._amp_foreach_non_finite_check_and_unscale_(gradients, self._bad, self._one)
         vars(self._opt).update(found_inf=self._bad, grad_scale=None)
 

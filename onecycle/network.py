@@ -51,13 +51,22 @@ class Network:
         self.precision = resolved(checks.choice("precision", precision, PRECISIONS), device)
         self.channels_last = checks.flag("channels_last", channels_last)
         self.compile = _checked(compile)
-        self.model = model
         self.half = HALF.get(self.precision)
+        self.model = model
+
+    @property
+    def model(self) -> nn.Module:
+        """The model; another one is laid out and compiled as the first."""
+        return self._model
+
+    @model.setter
+    def model(self, model: nn.Module) -> None:
         if self.channels_last:
             _lay_out(model)
-        self._run: Callable[..., Any] = model
+        run: Callable[..., Any] = model
         if self.compile is True or isinstance(self.compile, Mapping):
-            self._run = _compiled(model, {} if self.compile is True else self.compile)
+            run = _compiled(model, {} if self.compile is True else self.compile)
+        self._model, self._run = model, run
 
     @property
     def compiled(self) -> bool:

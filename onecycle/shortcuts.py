@@ -11,6 +11,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from functools import partial
+from itertools import repeat
 from operator import is_
 from typing import Any
 
@@ -21,7 +22,6 @@ from torch.optim import SGD, Adam, AdamW, Optimizer
 from torch.optim import optimizer as optim
 
 KNOWN = (2, 6), (2, 15)  # the first and the last torch that the tests were run with
-ONE = torch.ones(())
 State = dict[str, Any]
 
 
@@ -39,7 +39,7 @@ class Backward:
     """The backward pass of one scalar, as `torch.autograd.backward` makes it.
 
     Left out are its looks at types and shapes, and the copy of the context variables, for threads
-    that a backward pass on the CPU does not have.
+    that a backward pass on the CPU does not have, but for deeply nested checkpoints.
 
     Args:
         device: of the loss.
@@ -56,12 +56,15 @@ class Backward:
 
     def __call__(self, loss: Tensor) -> None:
         """Add the gradients of `loss` to those there are."""
-        if not (self._direct and type(loss) is Tensor and loss.dtype is torch.float32):
+        if not (self._direct and type(loss) is Tensor):
             torch.autograd.backward(loss)
             return
-        run = Variable._execution_engine.run_backward  # noqa: SLF001
         retain = create = False
-        run((loss,), (ONE,), retain, create, (), allow_unreachable=True, accumulate_grad=True)
+        # Made anew, for hooks may write into it, and a parameter may keep it as its own gradient.
+        one = torch.ones_like(loss)
+        Variable._execution_engine.run_backward(  # noqa: SLF001
+            (loss,), (one,), retain, create, (), allow_unreachable=True, accumulate_grad=True
+        )
 
 
 class Update:
@@ -77,10 +80,15 @@ class Update:
 
     def __init__(self, opt: Optimizer) -> None:
         self._opt = opt
-        self._kernel = KERNELS.get(type(opt)) if known() else None
+        self._kernel, self._key = KERNELS.get(type(opt), NO_KERNEL) if known() else NO_KERNEL
+        self._step = type(opt).step
         self._parameters: list[Tensor] = []
         self._states: list[State] = []
         self._run = Run([], [])
+
+    def __reduce__(self) -> tuple[type[Update], tuple[Optimizer]]:
+        """Copy and pickle the optimizer alone: the next step looks at it anew."""
+        return Update, (self._opt,)
 
     def parameters(self) -> list[Tensor]:
         """Return all parameters of the optimizer."""
@@ -93,10 +101,11 @@ class Update:
             parameters: all of them.
             gradients: of those that have one, in this order.
         """
+        held: list[Any] = [state.get(self._key) for state in self._run.states]
         if self._kernel is None or self._disturbed():
             self.begin_momenta()
             self._opt.step()
-        elif self._changed(parameters, gradients):
+        elif self._changed(parameters, gradients, held):
             self.begin_momenta()
             self._opt.step()
             self._look(parameters)
@@ -105,7 +114,7 @@ class Update:
             before, within = torch.is_grad_enabled(), False
             torch._C._set_grad_enabled(within)  # noqa: SLF001
             try:
-                self._kernel(self._run, gradients, found_inf)
+                self._kernel(self._run, gradients, held, found_inf)
             finally:
                 torch._C._set_grad_enabled(before)  # noqa: SLF001
 
@@ -124,7 +133,7 @@ class Update:
 
     def clear(self) -> None:
         """Forget the gradients, as `zero_grad` does."""
-        if type(self._opt).zero_grad is not Optimizer.zero_grad:
+        if type(self._opt).zero_grad is not Optimizer.zero_grad or "zero_grad" in vars(self._opt):
             self._opt.zero_grad()
             return
         for group in self._opt.param_groups:
@@ -136,6 +145,7 @@ class Update:
         own = vars(self._opt)
         return bool(
             "step" in own
+            or type(self._opt).step is not self._step
             or own["_optimizer_step_pre_hooks"]
             or own["_optimizer_step_post_hooks"]
             or optim._global_optimizer_pre_hooks  # noqa: SLF001
@@ -161,14 +171,17 @@ class Update:
         )
         self._run = Run(parts, states) if alike else Run([], [])
 
-    def _changed(self, parameters: list[Tensor], gradients: list[Tensor]) -> bool:
+    def _changed(
+        self, parameters: list[Tensor], gradients: list[Tensor], held: list[Tensor]
+    ) -> bool:
         """Tell whether a direct step would not be that of torch."""
         groups, run = self._opt.param_groups, self._run
         return (
-            not run.parts
+            not run.size
             or len(gradients) != run.size
             or not _same(parameters, self._parameters)
             or not _same(self._opt.state.values(), self._states)
+            or any(map(is_, held, repeat(None)))
             or run.changed(groups)
         )
 
@@ -194,8 +207,10 @@ class Run:
         self.parts = parts
         self.states = states
         self.size = sum(len(part.active) for part in parts)
-        self._steps = ONE
+        self._one = torch.ones((), device="cpu")
+        self._steps = self._one
         self._counters: list[Tensor] = []
+        self._places: list[int] = []
 
     def changed(self, groups: list[dict[str, Any]]) -> bool:
         """Tell whether a group is another one, or has settings that the kernel does not know."""
@@ -212,31 +227,35 @@ class Run:
                 return True
         return False
 
-    def count(self, found_inf: Tensor | None) -> list[Tensor]:
+    def count(self, now: list[Tensor], found_inf: Tensor | None) -> list[Tensor]:
         """Count a step, unless `found_inf`, and return the counters: the parts of one tensor."""
-        now = [state["step"] for state in self.states]
-        if not _same(now, self._counters):
+        if not _same(now, self._counters) or list(map(Tensor.data_ptr, now)) != self._places:
             self._steps = torch.stack(now)
             self._counters = now = list(self._steps.unbind())
+            self._places = list(map(Tensor.data_ptr, now))
             for state, counter in zip(self.states, now, strict=True):
                 state["step"] = counter
-        self._steps.add_(ONE if found_inf is None else 1 - found_inf)
+        self._steps.add_(self._one if found_inf is None else 1 - found_inf)
         return now
 
 
 def _adam(
-    kernel: Callable[..., Any], run: Run, gradients: list[Tensor], found_inf: Tensor | None
+    kernel: Callable[..., Any],
+    run: Run,
+    gradients: list[Tensor],
+    counters: list[Tensor],
+    found_inf: Tensor | None,
 ) -> None:
     """Step as torch.optim.adam._fused_adam."""
-    counters, end = run.count(found_inf), 0
+    counters, end = run.count(counters, found_inf), 0
     for part in run.parts:
         begin, end = end, end + len(part.active)
         if begin == end:
             continue
         group, states = part.group, run.states[begin:end]
-        decoupled = group.get("decoupled_weight_decay", False)
+        decoupled = group.get("decoupled_weight_decay", kernel is torch._fused_adamw_)
         beta1, beta2 = group["betas"]
-        (torch._fused_adamw_ if decoupled else kernel)(
+        (torch._fused_adamw_ if decoupled else torch._fused_adam_)(
             part.active,
             gradients[begin:end],
             [state["exp_avg"] for state in states],
@@ -255,18 +274,20 @@ def _adam(
         )
 
 
-def _sgd(run: Run, gradients: list[Tensor], found_inf: Tensor | None) -> None:
+def _sgd(
+    run: Run, gradients: list[Tensor], momenta: list[Tensor], found_inf: Tensor | None
+) -> None:
     """Step as torch.optim.sgd._fused_sgd."""
     end = 0
     for part in run.parts:
         begin, end = end, end + len(part.active)
         if begin == end:
             continue
-        group, states = part.group, run.states[begin:end]
+        group = part.group
         torch._fused_sgd_(
             part.active,
             gradients[begin:end],
-            [state["momentum_buffer"] for state in states] if group["momentum"] else [],
+            momenta[begin:end] if group["momentum"] else [],
             weight_decay=group["weight_decay"],
             momentum=group["momentum"],
             lr=group["lr"],
@@ -279,12 +300,14 @@ def _sgd(run: Run, gradients: list[Tensor], found_inf: Tensor | None) -> None:
         )
 
 
-Kernel = Callable[[Run, list[Tensor], Tensor | None], None]
-KERNELS: dict[type[Optimizer], Kernel] = {
-    Adam: partial(_adam, torch._fused_adam_),
-    AdamW: partial(_adam, torch._fused_adamw_),
-    SGD: _sgd,
+Kernel = Callable[[Run, list[Tensor], list[Tensor], Tensor | None], None]
+# With the part of a state that a kernel cannot begin without.
+KERNELS: dict[type[Optimizer], tuple[Kernel | None, str]] = {
+    Adam: (partial(_adam, torch._fused_adam_), "step"),
+    AdamW: (partial(_adam, torch._fused_adamw_), "step"),
+    SGD: (_sgd, "momentum_buffer"),
 }
+NO_KERNEL: tuple[Kernel | None, str] = (None, "")
 
 
 def _same(now: Any, before: list[Any]) -> bool:

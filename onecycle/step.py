@@ -172,7 +172,8 @@ class TrainingStep:
         else:
             parameters = self.update.parameters()
             gradients = [grad for p in parameters if (grad := p.grad) is not None]
-            self.guard.check_gradients(learn, gradients)
+            norm = None if self.clip is None else self.grad_norm
+            self.guard.check_gradients(learn, gradients, norm)
             self.update(parameters, gradients)
         self.update.clear()
         if len(self._micro) == 1:

@@ -103,9 +103,12 @@ class Trainer:
                 metric.to(batches.as_device(device))
         self.callbacks = [*as_callbacks(callbacks), *([LivePlot()] if live_plot else [])]
         self.device = batches.as_device(device)
-        self.model = model.to(self.device)
         self.network = Network(
-            self.model, self.device, precision, channels_last=channels_last, compile=compile
+            model.to(self.device),
+            self.device,
+            precision,
+            channels_last=channels_last,
+            compile=compile,
         )
         self.loss_func = (
             loss_func.to(self.device) if isinstance(loss_func, nn.Module) else loss_func
@@ -161,6 +164,15 @@ class Trainer:
         self._fit("fit", range(epochs), epochs, lrs, wd, scheduler, callbacks)
 
     # ---- the loop ------------------------------------------------------------------------------
+
+    @property
+    def model(self) -> nn.Module:
+        """What is trained and evaluated; a hook may put another one here, such as a mean of it."""
+        return self.network.model
+
+    @model.setter
+    def model(self, model: nn.Module) -> None:
+        self.network.model = model
 
     def _fit(
         self,

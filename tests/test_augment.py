@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from onecycle import DataLoaders, Learner
 from onecycle.data import InMemoryLoader, cutout, digits, flip, random_crop
+from onecycle.data.order import batch_seeds, permutation
 
 X = torch.arange(6 * 2 * 5 * 7.0).view(6, 2, 5, 7) + 1
 
@@ -180,9 +181,21 @@ def test_batches_stay_as_they_were_and_are_independent():
 
 def test_gradients_reach_inputs_that_want_them():
     x = torch.rand(64, 16, requires_grad=True)
-    for (batch,) in InMemoryLoader(x, batch_size=16):
+    for (batch,) in InMemoryLoader(x, batch_size=16, shuffle=True):
         batch.sum().backward()
     assert torch.equal(x.grad, torch.ones(64, 16))
+
+
+@pytest.mark.parametrize("columns", [1, 3, 16])
+def test_a_batch_begins_where_a_tensor_of_its_own_would(columns):
+    for (batch,) in InMemoryLoader(torch.rand(64, columns), batch_size=4, shuffle=True):
+        assert batch.data_ptr() % 64 == 0
+
+
+def test_the_seeds_of_batches_are_not_that_of_an_order():
+    orders = [permutation(50, 7, epoch).tolist() for epoch in range(4)]
+    seeds = batch_seeds(4, 7, 0) + batch_seeds(4, 7, 1)
+    assert not any(torch.randperm(50, generator=draw(seed)).tolist() in orders for seed in seeds)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")

@@ -361,3 +361,39 @@ def test_an_optimizer_without_momentum_is_left_alone_with_one_notice(data, opt_f
     assert len(notices) == 1
     assert all(g.get("momentum", 0) == 0 for g in learn.opt.param_groups)
     learn.fit_one_cycle(1, 0.01, moms=None)
+
+
+class Lengthen(Callback):
+    def on_batch_end(self, learn):
+        if learn.step == 5:
+            learn.total_steps = 20
+
+
+def test_a_schedule_follows_a_plan_that_changes(data):
+    learn = Learner(data, plain(), callbacks=[Lengthen()])
+    learn.fit(1, 1.0, schedule=lambda p: p)
+    assert learn.recorder.lrs[4:7] == pytest.approx([4 / 9, 5 / 19, 6 / 19])
+
+
+def test_a_scheduler_serves_one_fit_after_the_other(data):
+    decay = ParamScheduler({"wd": linear(0.1, 0.0)})
+    learn, seen = Learner(data, plain()), []
+    learn.opt.register_step_pre_hook(
+        lambda opt, *_: seen.append(opt.param_groups[0]["weight_decay"])
+    )
+    learn.fit(2, 0.01, callbacks=[decay])
+    learn.fit(1, 0.01, callbacks=[decay])
+    assert seen == pytest.approx([*np.linspace(0.1, 0, 20), *np.linspace(0.1, 0, 10)])
+
+
+def test_a_scheduler_may_serve_two_learners_at_once(data):
+    falling = ParamScheduler({"lr": linear(1.0, 0.0)})
+
+    class Aside(Callback):
+        def on_batch_end(self, learn):
+            if learn.step == 3:
+                Learner(data, plain()).fit(2, callbacks=[falling])
+
+    learn = Learner(data, plain(), callbacks=[Aside()])
+    learn.fit(1, callbacks=[falling])
+    assert learn.recorder.lrs == pytest.approx(np.linspace(1, 0, 10))

@@ -1,6 +1,5 @@
 """Loaders of map-style data sets, and the same data read into memory."""
 
-import gc
 import random
 
 import numpy as np
@@ -94,19 +93,17 @@ def test_defaults_fit_data_and_machine(monkeypatch):
     assert workers_for(Items(int), None) == 0
 
 
-def test_only_workers_for_validation_persist():
+def test_no_workers_persist():
     data = DataLoaders.from_datasets(SET, SET, num_workers=1)
-    assert [part.persistent_workers for part in (data.train, data.valid)] == [False, True]
+    assert not any(part.persistent_workers for part in (data.train, data.valid))
     assert data.train.pin_memory is torch.cuda.is_available()
 
 
-def test_workers_that_persist_end_with_the_data():
-    data = DataLoaders.from_datasets(SET, SET, num_workers=1)
-    list(data.valid)
-    workers = data.valid._iterator._workers
-    del data
-    gc.collect()
-    assert [worker.exitcode for worker in workers] == [0]  # not terminated after a timeout
+def test_items_that_need_gradients_are_kept_without():
+    items = Items(lambda i: torch.full((2,), float(i), requires_grad=True) * 2, 5)
+    (kept,) = DataLoaders.from_datasets(items, in_memory=True, num_workers=0).train.tensors
+    assert not kept.requires_grad
+    assert kept[:, 0].tolist() == [0.0, 2.0, 4.0, 6.0, 8.0]
 
 
 def test_items_are_read_once_and_leave_no_trace():
@@ -237,6 +234,19 @@ def test_what_is_no_data_set_is_refused(kind, message, given):
 def test_arguments_are_checked(kind, message, options):
     with pytest.raises(kind, match=message):
         DataLoaders.from_datasets(SET, **options)
+
+
+@pytest.mark.parametrize("in_memory", [True, False])
+def test_a_collate_function_is_checked(in_memory):
+    with pytest.raises(TypeError, match="collate_fn must be a function"):
+        DataLoaders.from_datasets(SET, in_memory=in_memory, collate_fn=5)
+
+
+def test_augmentation_is_checked_before_anything_is_read():
+    read = []
+    with pytest.raises(TypeError, match="augment"):
+        DataLoaders.from_datasets(Items(read.append), in_memory=True, augment=5)
+    assert not read
 
 
 def test_items_that_are_no_tensors_are_refused():

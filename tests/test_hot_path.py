@@ -280,3 +280,16 @@ def test_after_a_resume_too(digit_tensors, tmp_path, at, same_learner):
     learn = learn if same_learner else make()
     learn.resume(path, callbacks=given(None))
     assert learn.recorder.lrs.tolist() == [curve(progress(t, 600)) for t in range(600)]
+
+
+def test_a_function_may_read_what_a_callback_changes_by_epochs(data):
+    class Falls(Callback):
+        rate = 0.1
+
+        def on_epoch_begin(self, learn):
+            self.rate = 0.1 / 10**learn.epoch
+
+    falls = Falls()
+    learn = Learner(data, plain(), callbacks=[falls, ParamScheduler({"lr": lambda _: falls.rate})])
+    learn.fit(3)
+    assert sorted(set(learn.recorder.lrs), reverse=True) == pytest.approx([0.1, 0.01, 0.001])

@@ -85,6 +85,18 @@ def test_skip_leaves_the_batch_out(data, where):
     )
 
 
+def test_a_norm_too_large_for_its_type_is_told(data):
+    class Huge(Callback):
+        def on_backward_begin(self, learn):
+            learn.loss = learn.loss * 1e25
+
+    learn = Learner(data, plain(), clip=1.0, callbacks=[Huge()])
+    before = weights(learn)
+    with pytest.raises(FloatingPointError, match="norm of the gradients is inf at step 1"):
+        learn.fit(1, 0.1)
+    assert same(before, weights(learn))
+
+
 def test_skip_keeps_the_other_batches_of_a_step(data):
     learn = Learner(data, plain(), callbacks=[At("loss", NAN, 2)], accumulate=3, on_nan="skip")
     with pytest.warns(UserWarning, match="batch skipped"):

@@ -9,13 +9,45 @@ import torch
 from helpers import everything, make, mlp, plain, same, sgd, weights
 from torch import nn
 
-from onecycle import ActivationStats, Callback, Checkpoint, DataLoaders, Learner, accuracy
+from onecycle import (
+    ActivationStats,
+    Callback,
+    CancelBatch,
+    Checkpoint,
+    DataLoaders,
+    Learner,
+    accuracy,
+)
 from onecycle.data import digits
 from onecycle.metrics import MeanMetric
 from onecycle.network import Network, resolved
 
 CPU = torch.device("cpu")
 HALF = ["bf16", "fp16"]
+
+
+@pytest.mark.parametrize("options", [{}, {"compile": {"backend": "eager"}}])
+def test_another_model_in_its_place_is_the_one_that_is_evaluated(data, options):
+    learn = Learner(data, plain(1), **options)
+    other = Learner(data, plain(2), **options)
+    learn.validate()
+    learn.model = other.model
+    assert learn.validate() == other.validate()
+    assert torch.equal(learn.get_preds()[0], other.get_preds()[0])
+
+
+def test_a_hook_may_have_another_model_validated(data):
+    class Mean(Callback):
+        def on_validate_begin(self, learn):
+            self.kept, learn.model = learn.model, plain(2)
+
+        def on_validate_end(self, learn):
+            learn.model = self.kept
+
+    learn = Learner(data, plain(1), callbacks=[Mean()])
+    learn.fit(1, 0.01)
+    other = Learner(data, plain(2)).validate()
+    assert learn.recorder.history[-1]["valid_loss"] == other["valid_loss"]
 
 
 # ---- precision ----------------------------------------------------------------------------------
@@ -172,6 +204,29 @@ def test_momentum_begins_with_the_first_step_that_is_taken(data, fused):
     buffers = [state["momentum_buffer"] for state in learn.opt.state.values()]
     assert learn.step > 0
     assert all(buffer.isfinite().all() for buffer in buffers)
+
+
+def test_a_scaled_batch_that_a_callback_drops_is_no_step(data):
+    class Drop(Callback):
+        def on_backward_end(self, learn):
+            if learn.batch_index == 3:
+                raise CancelBatch
+
+    learn = Learner(data, plain(), precision="fp16", clip=1.0, callbacks=[Drop()])
+    learn.fit(1)
+    assert learn.step == 9
+
+
+@pytest.mark.parametrize("precision", ["fp32", *HALF])
+def test_a_loss_is_computed_in_one_precision_in_training_and_validation(data, precision):
+    seen = set()
+
+    def loss(pred, target):
+        seen.add(torch.is_autocast_enabled("cpu"))
+        return nn.functional.cross_entropy(pred, target)
+
+    Learner(data, plain(), loss, precision=precision).fit(1)
+    assert seen == {precision != "fp32"}
 
 
 class Spoil(Callback):

@@ -32,6 +32,18 @@ def test_one_number_for_every_step_and_one_row_for_every_epoch(trained):
     assert [row["lr"] for row in recorder.history] == recorder.lrs[[9, 19, 29]].tolist()
 
 
+@pytest.mark.parametrize("name", ["losses", "lrs", "moms", "grad_norms", "epochs"])
+def test_each_series_can_be_read_at_every_step(data, name):
+    lengths = []
+
+    class Read(Callback):
+        def on_step_end(self, learn):
+            lengths.append(len(getattr(learn.recorder, name)))
+
+    Learner(data, mlp(), clip=1.0, callbacks=[Read()]).fit(1)
+    assert lengths == list(range(1, 11))
+
+
 def test_train_loss_is_the_mean_over_samples(digit_tensors):
     x, y = digit_tensors
     batches = [(x[:50], y[:50]), (x[50:60], y[50:60])]

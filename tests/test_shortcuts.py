@@ -2,6 +2,9 @@
 
 import copy
 import logging
+import pickle
+import subprocess
+import sys
 from functools import partial
 
 import pytest
@@ -11,9 +14,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 from torch.nn.functional import cross_entropy
-from torch.optim.optimizer import register_optimizer_step_post_hook
+from torch.optim.optimizer import (
+    register_optimizer_step_post_hook,
+    register_optimizer_step_pre_hook,
+)
 
-from onecycle import Learner, shortcuts
+from onecycle import Callback, Learner, shortcuts
 from onecycle.shortcuts import Backward, Update, known
 
 X, Y = torch.randn(64, 64, generator=torch.Generator().manual_seed(0)), torch.arange(64) % 10
@@ -64,28 +70,50 @@ def same_state(one, other):
             assert value.dtype == b["state"][i][name].dtype
 
 
+class Counted:
+    """The optimizers whose own step was called, in the block; it is in place before an Update."""
+
+    def __init__(self, kind):
+        self.kind, self.usual, self.calls = kind, kind.step, []
+
+    def __enter__(self):
+        def step(opt, *args):
+            self.calls.append(opt)
+            return self.usual(opt, *args)
+
+        step.hooked = True  # or torch would wrap it
+        self.kind.step = step
+        return self
+
+    def __exit__(self, *error):
+        self.kind.step = self.usual
+
+    def take(self, opt):
+        """How often that of `opt` was called since it was last asked."""
+        calls, self.calls = self.calls, []
+        return sum(one is opt for one in calls)
+
+
 def run(kind, change=lambda i, model, opt: None, steps=6):
     """Step one model by the shortcut and one by torch; return at which steps torch's was called."""
     short, plain, opt, reference = pair(KINDS[kind])
-    update, calls = Update(opt), []
-    kept = type(opt).step
-    for i in range(steps):
-        change(i, short, opt)
-        change(i, plain, reference)
-        gradients(short)
-        gradients(plain)
-        before = len(calls)
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(type(opt), "step", lambda *a: (calls.append(0), kept(*a))[1])
+    calls = []
+    with Counted(type(opt)) as counted:
+        update = Update(opt)
+        for i in range(steps):
+            change(i, short, opt)
+            change(i, plain, reference)
+            gradients(short)
+            gradients(plain)
             step(update)
-        calls[before:] = [i] * (len(calls) - before)
-        reference.step()
-        update.clear()
-        reference.zero_grad()
-        assert all(p.grad is None for p in short.parameters())
-        for p, q in zip(short.parameters(), plain.parameters(), strict=True):
-            assert torch.equal(p, q)
-        same_state(opt, reference)
+            calls += [i] * counted.take(opt)
+            reference.step()
+            update.clear()
+            reference.zero_grad()
+            assert all(p.grad is None for p in short.parameters())
+            for p, q in zip(short.parameters(), plain.parameters(), strict=True):
+                assert torch.equal(p, q)
+            same_state(opt, reference)
     return calls
 
 
@@ -159,6 +187,18 @@ def unfused(i, model, opt):
             group["fused"] = False
 
 
+def empty_state(i, model, opt):
+    if i == 3:
+        for own in opt.state.values():
+            own.clear()
+
+
+def other_gradient(i, model, opt):
+    """One parameter has no gradient in the even steps, and another none in the odd ones."""
+    for k, weight in enumerate((model[0].weight, model[3].weight)):
+        weight.requires_grad_(i % 2 == k)
+
+
 CHANGES = {
     "freeze": (freeze, [0, 2, 4]),
     "swap_state": (swap_state, [0, 3]),
@@ -166,6 +206,8 @@ CHANGES = {
     "new_state": (new_state, [0, 3]),
     "new_group": (new_group, [0, 3]),
     "move_parameter": (move_parameter, [0, 3]),
+    "empty_state": (empty_state, [0, 3]),
+    "other_gradient": (other_gradient, [0, 1, 2, 3, 4, 5]),
     "tensor_rate": (tensor_rate, [0, 3, 4, 5]),
     "unfused": (unfused, [0, 3, 4, 5]),
 }
@@ -186,6 +228,71 @@ def test_a_state_of_another_tensor_is_used():
                 own["step"] = own["step"] + 0.0
 
     assert run("adamw", other) == [0]
+
+
+def test_counters_moved_to_another_place_in_memory_count():
+    def move(i, model, opt):
+        if i == 3:
+            for own in opt.state.values():
+                own["step"].data = own["step"].clone() + 5
+
+    assert run("adamw", move) == [0]
+
+
+def test_momenta_that_are_none_begin_anew():
+    def none(i, model, opt):
+        if i == 3:
+            for own in opt.state.values():
+                own["momentum_buffer"] = None
+
+    assert run("sgd momentum", none) == [0, 3]
+
+
+def test_decay_that_is_coupled_all_at_once():
+    def couple(i, model, opt):
+        for group in opt.param_groups:
+            group["decoupled_weight_decay"] = i < 3
+
+    assert run("adamw", couple) == [0]
+
+
+def test_groups_with_and_without_momentum_are_left_to_torch():
+    model = mlp()
+    groups = [{"params": model[0].parameters()}, {"params": model[4].parameters(), "momentum": 0.0}]
+    opt = torch.optim.SGD(groups, lr=0.1, momentum=0.9, fused=True)
+    with Counted(torch.optim.SGD) as counted:
+        update = Update(opt)
+        for _ in range(3):
+            gradients(model)
+            step(update)
+        assert counted.take(opt) == 3
+
+
+def test_numbers_of_several_types_in_a_group_are_left_to_torch():
+    parameters = [nn.Parameter(torch.ones(3, dtype=d)) for d in (torch.float32, torch.float64)]
+    opt = torch.optim.AdamW(parameters, lr=0.1, fused=True)
+    with Counted(torch.optim.AdamW) as counted:
+        update = Update(opt)
+        for _ in range(3):
+            for parameter in parameters:
+                parameter.grad = torch.ones_like(parameter)
+            step(update)
+        assert counted.take(opt) == 3
+
+
+def test_steps_without_any_gradient_change_nothing_for_those_after():
+    short, plain, opt, reference = pair(torch.optim.AdamW)
+    update = Update(opt)
+    for i in range(6):
+        if i not in (2, 3):
+            gradients(plain)
+            reference.step()
+            reference.zero_grad()
+            Backward(torch.device("cpu"))(cross_entropy(short(X), Y))
+        step(update)
+        update.clear()
+    for p, q in zip(short.parameters(), plain.parameters(), strict=True):
+        assert torch.equal(p, q)
 
 
 def test_momentum_that_begins_later():
@@ -226,12 +333,26 @@ def test_hooks_are_called():
     assert seen == ["before", "after"] * 2
 
 
-def test_hooks_of_all_optimizers_are_called():
+@pytest.mark.parametrize("place", ["pre", "post"])
+def test_a_hook_is_called(place):
+    short, _, opt, _ = pair(torch.optim.AdamW)
+    update, seen = Update(opt), []
+    gradients(short)
+    step(update)
+    getattr(opt, f"register_step_{place}_hook")(lambda *a: seen.append(1))
+    step(update)
+    assert seen == [1]
+
+
+@pytest.mark.parametrize(
+    "register", [register_optimizer_step_pre_hook, register_optimizer_step_post_hook]
+)
+def test_hooks_of_all_optimizers_are_called(register):
     short, _, opt, _ = pair(torch.optim.SGD)
     update, seen = Update(opt), []
     gradients(short)
     step(update)
-    handle = register_optimizer_step_post_hook(lambda *a: seen.append(1))
+    handle = register(lambda *a: seen.append(1))
     try:
         step(update)
     finally:
@@ -278,6 +399,14 @@ def test_an_overridden_zero_grad_is_called():
     assert opt.calls == 1
 
 
+def test_a_wrapped_zero_grad_is_called():
+    opt, seen = torch.optim.AdamW(mlp().parameters(), lr=0.1), []
+    usual = opt.zero_grad
+    opt.zero_grad = lambda: (seen.append(1), usual())
+    Update(opt).clear()
+    assert seen == [1]
+
+
 def test_a_profiler_sees_the_step_of_torch():
     short, _, opt, _ = pair(torch.optim.AdamW)
     update = Update(opt)
@@ -293,16 +422,26 @@ class Tagged(torch.Tensor):
     pass
 
 
-def test_a_subclass_of_a_tensor_is_left_to_torch(monkeypatch):
+def test_a_subclass_of_a_tensor_is_left_to_torch():
     parameter = nn.Parameter(torch.ones(3).as_subclass(Tagged))
     opt = torch.optim.AdamW([parameter], lr=0.1, fused=True)
-    update, calls = Update(opt), []
-    usual = torch.optim.AdamW.step
-    monkeypatch.setattr(torch.optim.AdamW, "step", lambda *a: (calls.append(1), usual(*a))[1])
-    for _ in range(3):
-        parameter.grad = torch.ones(3)
+    with Counted(torch.optim.AdamW) as counted:
+        update = Update(opt)
+        for _ in range(3):
+            parameter.grad = torch.ones(3)
+            step(update)
+        assert counted.take(opt) == 3
+
+
+def test_a_step_that_is_wrapped_in_its_class_is_called():
+    short, _, opt, _ = pair(torch.optim.AdamW)
+    update = Update(opt)
+    for _ in range(2):
+        gradients(short)
         step(update)
-    assert len(calls) == 3
+    with Counted(torch.optim.AdamW) as counted:
+        step(update)
+        assert counted.take(opt) == 1
 
 
 @pytest.mark.parametrize("version", ["2.5.1", "2.16.0", "3.0"])
@@ -363,7 +502,68 @@ def test_a_copy_of_the_optimizer_steps_by_itself():
     assert [counted(opt), counted(other)] == [3, 2]
 
 
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda it: pickle.loads(pickle.dumps(it))])
+def test_a_copied_learner_goes_on_as_it_would_have(data, copied):
+    learn = Learner(data, nn.Linear(64, 10))
+    learn.fit(1, 0.01)
+    other = copied(learn)
+    for one in (learn, other):
+        one.fit(1, 0.01)
+    same_state(learn.opt, other.opt)
+    assert torch.equal(learn.model.weight, other.model.weight)
+
+
 # ---- backward ------------------------------------------------------------------------------------
+
+
+def test_a_hook_may_write_into_the_gradient_of_the_loss(data):
+    class Halve(Callback):
+        def on_backward_begin(self, learn):
+            learn.loss.register_hook(lambda grad: grad.mul_(0.5))
+
+        def on_backward_end(self, learn):
+            seen.append(learn.model.bias.grad.abs().sum().item())
+
+    seen = []
+    Learner(data, nn.Linear(64, 10), callbacks=[Halve()]).fit(1, 1e-9)
+    assert min(seen[-5:]) > 0.5 * min(seen[:5])
+
+
+def test_a_gradient_that_is_the_losss_own_may_be_clipped():
+    weight = nn.Parameter(torch.zeros(1))
+    backward = Backward(torch.device("cpu"))
+    for _ in range(2):
+        weight.grad = None
+        backward(weight.squeeze())
+        assert weight.grad.item() == 1.0
+        weight.grad.mul_(0.1)
+
+
+def test_a_subclass_of_a_tensor_sees_its_backward_pass():
+    class Seen(torch.Tensor):
+        names = ()
+
+        @classmethod
+        def __torch_function__(cls, func, types, args=(), kwargs=None):
+            cls.names += (func.__name__,)
+            return super().__torch_function__(func, types, args, kwargs or {})
+
+    loss = torch.ones((), requires_grad=True).as_subclass(Seen)
+    Backward(torch.device("cpu"))(loss)
+    assert "backward" in Seen.names
+
+
+def test_a_default_device_at_import_does_not_matter():
+    lines = (
+        "import torch",
+        "torch.set_default_device('meta')",
+        "from onecycle.shortcuts import Backward",
+        "torch.set_default_device('cpu')",
+        "w = torch.ones((), requires_grad=True)",
+        "Backward(w.device)(2 * w)",
+        "assert w.grad == 2",
+    )
+    subprocess.run([sys.executable, "-c", "\n".join(lines)], check=True)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])

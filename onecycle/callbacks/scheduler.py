@@ -51,9 +51,9 @@ class ParamScheduler(Callback):
             functions = value if isinstance(value, (list, tuple)) and value else [value]
             self.schedules[name] = [checked(f"schedules[{name!r}]", one) for one in functions]
         self._plan = self.schedules
-        # The next values of every group of torch, from step `_first` on.
+        # The next values of every group of torch, from step `_first` on, of `_total` steps.
         self._ahead: dict[str, list[list[float]]] = {}
-        self._first = self._length = self._groups = 0
+        self._first = self._length = self._groups = self._total = 0
 
     def plan(self, opt: torch.optim.Optimizer, total_steps: int) -> Plan:
         """Return for each hyper-parameter one schedule, or one for each layer group.
@@ -86,10 +86,15 @@ class ParamScheduler(Callback):
         self._plan = self.plan(learn.opt, learn.total_steps)
         self._length = 0
 
+    def on_epoch_begin(self, learn: Learner) -> None:  # noqa: ARG002
+        """Forget what was computed ahead: a function may read what callbacks change by epochs."""
+        self._length = 0
+
     def on_batch_begin(self, learn: Learner) -> None:
         """Write the values of this step."""
         opt, step = learn.opt, learn.step - self._first
-        if not 0 <= step < self._length or len(opt.param_groups) != self._groups:
+        planned = learn.total_steps, len(opt.param_groups)
+        if not 0 <= step < self._length or planned != (self._total, self._groups):
             self._look_ahead(learn)
             step = 0
         for name, columns in self._ahead.items():
@@ -97,7 +102,8 @@ class ParamScheduler(Callback):
 
     def _look_ahead(self, learn: Learner) -> None:
         """Compute the values of the next steps: at once, that takes less time."""
-        self._first, total = learn.step, learn.total_steps
+        self._first, self._total = learn.step, learn.total_steps
+        total = self._total
         self._length = max(1, min(BLOCK, total - self._first))
         self._groups = len(learn.opt.param_groups)
         several = range(self._first, self._first + self._length)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-import weakref
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -43,8 +42,6 @@ def loaders_of(
             num_workers=workers,
             collate_fn=collate_fn,
             pin_memory=pinned,
-            # A worker that persists has drawn numbers that no checkpoint knows.
-            persistent_workers=workers > 0 and not training,
         )
         loaders.append(loader)
     return loaders
@@ -88,16 +85,6 @@ def check_dataset(name: str, dataset: Any) -> Any:
     if len(dataset) == 0:
         raise ValueError(f"{name} is empty: it must have at least one item")
     return dataset
-
-
-def let_go_with(owner: Any, loader: Any) -> None:
-    """End the persistent workers of `loader` when `owner` is collected.
-
-    The garbage collector may close the pipe to a worker before the iterator, in the same cycle of
-    references, has told it to end; that is then waited for, five seconds a worker.
-    """
-    if isinstance(loader, DataLoader) and loader.persistent_workers:
-        weakref.finalize(owner, vars(loader).update, _iterator=None).atexit = False
 
 
 def _of_tensors(dataset: Any) -> bool:

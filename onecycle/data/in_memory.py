@@ -23,7 +23,8 @@ class InMemoryLoader:
     """Batches of tensors that fit in memory, without a data set object or workers.
 
     A batch is a pure function of (seed, epoch, number), augmentation included; no global generator
-    is touched. Every batch has memory of its own.
+    is touched. A model may write into a batch; small ones are cut out of one block of memory, which
+    lives as long as any of them.
 
     Args:
         tensors: tensors, arrays, data frames or series of one length; a batch is a tuple with a

@@ -13,7 +13,7 @@ from torch.utils.data import Dataset, IterableDataset
 from onecycle import checks
 from onecycle.batch import as_tensor
 from onecycle.data.augment import Augment, as_augmentations
-from onecycle.data.datasets import check_dataset, let_go_with, loaders_of
+from onecycle.data.datasets import check_dataset, loaders_of
 from onecycle.data.in_memory import InMemoryLoader
 from onecycle.data.reading import Reader
 from onecycle.data.to_memory import tensors_of
@@ -147,8 +147,8 @@ class DataLoaders:
         """Return loaders of map-style data sets, training batches shuffled.
 
         The order is a function of (seed, epoch), the same with workers, without them and in memory.
-        Batches are pinned where they go to a GPU. Workers read ahead; those for training are new in
-        each epoch, because what a data set draws in one that persists could not be resumed.
+        Batches are pinned where they go to a GPU. Workers read ahead; they are new in each epoch,
+        because what a data set draws in one that persists could not be resumed.
 
         Args:
             train: anything with `__getitem__` and `__len__`.
@@ -182,15 +182,16 @@ class DataLoaders:
             sets.append(check_dataset("valid", valid))
         checks.integer("batch_size", batch_size)
         checks.integer("seed", seed, low=0)
+        if collate_fn is not None and not callable(collate_fn):
+            raise TypeError(f"collate_fn must be a function of a list of items, got {collate_fn!r}")
+        augment = as_augmentations(augment)  # before anything is read
         if not checks.flag("in_memory", in_memory):
-            if normalize is not None or as_augmentations(augment):
+            if normalize is not None or augment:
                 raise ValueError(
                     "augment and normalize need in_memory=True; without it the data set's own "
                     "transforms do that"
                 )
-            data = cls(*loaders_of(sets, batch_size, num_workers, device, seed, collate_fn))
-            let_go_with(data, data.valid)
-            return data
+            return cls(*loaders_of(sets, batch_size, num_workers, device, seed, collate_fn))
         first, *others = tensors_of(sets, num_workers, device, collate_fn)
         options: dict[str, Any] = {"batch_size": batch_size, "normalize": normalize}
         whole = InMemoryLoader(*first, shuffle=True, seed=seed, augment=augment, **options)

@@ -151,7 +151,7 @@ def _read(
 def _put(kept: Tensor, part: Tensor) -> None:
     if kept.shape != part.shape or kept.dtype != part.dtype:
         raise ValueError(f"in_memory: {part.dtype} {tuple(part.shape)} among {kept.dtype}")
-    kept.copy_(part)
+    kept.copy_(part.detach())
 
 
 def _first_unlike(
