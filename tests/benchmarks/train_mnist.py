@@ -56,16 +56,16 @@ class Setting:
     def model(self) -> nn.Module:
         """The CNN of all, or the one that is chosen freely."""
         if self.free:
-            parts = [*block(1, 16, 5, 2), *block(16, 32, 3, 2), *block(32, 48, 3, 2)]
-            return nn.Sequential(*parts, nn.Flatten(), nn.Linear(48 * 4 * 4, 10))
+            parts = [*block(1, 16, 5, 2), *block(16, 32, 5, 2), *block(32, 64, 3, 2)]
+            return nn.Sequential(*parts, nn.Flatten(), nn.Linear(64 * 4 * 4, 10))
         pool = nn.MaxPool2d(2)
         parts = [*block(1, 16, 3, 2), *block(16, 32), pool, *block(32, 64), pool]
         return nn.Sequential(*parts, nn.Flatten(), nn.Linear(64 * 3 * 3, 10))
 
 
 SAME = Setting()
-BEST = Setting(epochs=2, batch=512, lr=2e-2, best=True)
-FREE = Setting(epochs=2, batch=256, lr=2e-2, free=True)
+BEST = Setting(epochs=1, batch=256, lr=1.5e-2, best=True)
+FREE = Setting(epochs=1, batch=128, lr=1e-2, free=True)
 
 
 def block(before: int, after: int, size: int = 3, stride: int = 1) -> list[nn.Module]:
