@@ -139,7 +139,9 @@ def forward(model: Callable[..., Any], inputs: Any) -> Any:
             return model(*inputs)
         return model(inputs)
     except Exception as error:
-        note(error, f"raised by the model, of inputs {shape(inputs)} of the data")
+        stored = isinstance(inputs, Tensor) and inputs.dtype == torch.uint8
+        hint = "; bytes become floats by normalize=(mean, std) of DataLoaders" if stored else ""
+        note(error, f"raised by the model, of inputs {shape(inputs)} of the data{hint}")
         raise
 
 

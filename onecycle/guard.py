@@ -42,7 +42,7 @@ class Guard:
 
     def __init__(self, opt: torch.optim.Optimizer, device: torch.device, policy: str) -> None:
         self.policy = checks.choice("on_nan", policy, POLICIES)
-        self._opt = opt
+        self.opt = opt
         self._waits = device.type == "cpu"
         # On an accelerator: whether this step is bad, and how many were since the last look.
         self._bad = torch.zeros((), device=device)
@@ -62,7 +62,7 @@ class Guard:
         self._kept = Kept([] if self.policy == "ignore" else modules)
         self._keeps = len(self._kept) > 0
         on_cpu = self._bad.device.type == "cpu"
-        self._waits = on_cpu or scaled or not _takes_found_inf(self._opt)
+        self._waits = on_cpu or scaled or not _takes_found_inf(self.opt)
         self._bad.zero_()
         self._count.zero_()
         self._steps = self._skipped = 0
@@ -127,7 +127,7 @@ class Guard:
         if norm is not None:
             self._bad.logical_or_(~norm.isfinite())
         torch._amp_foreach_non_finite_check_and_unscale_(gradients, self._bad, self._one)
-        vars(self._opt).update(found_inf=self._bad, grad_scale=None)
+        vars(self.opt).update(found_inf=self._bad, grad_scale=None)
 
     def overflowed(self, learn: Trainer, scale: float) -> None:
         """Put the buffers back; refuse to go on if no scale of the loss is small enough."""
@@ -142,7 +142,7 @@ class Guard:
         if self._waits or self.policy == "ignore":
             return
         for name in ("found_inf", "grad_scale"):
-            vars(self._opt).pop(name, None)
+            vars(self.opt).pop(name, None)
         self._count += self._bad
         if self.policy == "skip":
             self._bad.zero_()

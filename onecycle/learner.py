@@ -49,7 +49,8 @@ class Learner(Trainer):
         splitter: the layer groups, first to last: a list of modules, or a function model -> modules
             or lists of parameters.
         device: None takes cuda, else mps, else cpu.
-        precision: "fp32", "tf32", "bf16", "fp16", or "auto" for what the device is made for.
+        precision: "fp32", "tf32", "bf16", "fp16", or "auto" for what the device is made for. In
+            fp16 a batch whose gradients overflow is no step, so a schedule ends that much short.
         channels_last: keep images with their channels last in memory, which convolutions in half
             precision are fastest with.
         compile: True runs the model by torch.compile, a mapping gives its options; "step" records

@@ -49,8 +49,9 @@ def cross_entropy(pred: Tensor, target: Tensor) -> Tensor:
             f"{tuple(pred.shape)}, not one score for each of at least two classes; "
             "widen the model's output, or pass loss_func="
         )
-    classes = target if target.dtype is torch.long else target.long()
-    return functional.cross_entropy(pred, classes)
+    # A callback may have made probabilities of classes.
+    plain = target.dtype is torch.long or target.is_floating_point()
+    return functional.cross_entropy(pred, target if plain else target.long())
 
 
 def mse_loss(pred: Tensor, target: Tensor) -> Tensor:

@@ -27,6 +27,7 @@ SETTINGS = (
     "precision",
     "clip",
     "train_bn",
+    "augment",
 )
 # Of a group, but no setting; the last two choose between kernels for the same update.
 OWN_KEYS = ("params", "lr", "initial_lr", "layer_group", "decay", "fused", "foreach")
@@ -53,6 +54,7 @@ def of_fit(
         "precision": learn.network.precision,
         "clip": step.clip,
         "train_bn": learn.train_bn,
+        "augment": [_call(function) for function in getattr(train, "augment", ())],
         "method": method,
         "epochs": len(epochs),
         "start_epoch": epochs.start,
@@ -122,6 +124,13 @@ def _name(loss_func: Any) -> str | None:
     if loss_func is None:
         return None
     return str(getattr(loss_func, "__qualname__", type(loss_func).__qualname__))
+
+
+def _call(function: Any) -> str | None:
+    """Return the name of a function, with the arguments that a partial one has."""
+    arguments = getattr(function, "keywords", {})
+    given = ", ".join(f"{name}={value!r}" for name, value in arguments.items())
+    return f"{_name(getattr(function, 'func', function))}({given})"
 
 
 def _settings(group: Mapping[str, Any]) -> Plan:

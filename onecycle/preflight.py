@@ -72,7 +72,7 @@ def check_last_batch(learn: Trainer) -> None:
         except ValueError as error:
             raise ValueError(
                 f"data: {what} leave a last batch of one, on which batch norm cannot train "
-                f"({error}); choose another batch_size, or drop_last=True of a DataLoader"
+                f"({error}); choose another batch_size, or drop_last=True"
             ) from error
 
 

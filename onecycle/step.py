@@ -49,10 +49,8 @@ class TrainingStep:
         clip: float | None = None,
         on_nan: str = "raise",
     ) -> None:
-        self.opt = opt
         self.network = network
         self.device = network.device
-        self.update = Update(opt)
         self.backward = Backward(self.device)
         self.recorded = RecordedStep() if network.compile == "step" else None
         self.scaler = self._new_scaler()
@@ -60,10 +58,16 @@ class TrainingStep:
         self.accumulate = checks.integer("accumulate", accumulate)
         self.clip = None if clip is None else checks.positive("clip", clip, allow_inf=True)
         self.guard = Guard(opt, self.device, on_nan)
+        self.use(opt)
         self.loss: Tensor = torch.tensor(float("nan"))
         self.grad_norm = torch.tensor(float("nan"), device=self.device)
         self.samples = 0
         self._micro: list[tuple[Tensor, int]] = []
+
+    def use(self, opt: torch.optim.Optimizer) -> None:
+        """Update by another optimizer from now on."""
+        self.opt = self.guard.opt = opt
+        self.update = Update(opt)
 
     def __call__(self, learn: Trainer) -> None:
         """Train on learn.batch, firing the events between."""

@@ -186,6 +186,7 @@ class Trainer:
         saved: tuple[Path, dict[str, Any]] | None = None,
     ) -> None:
         """Run with every callback, and give the hyper-parameters back."""
+        self._use_optimizer()
         decay = None if wd is None else checks.real("wd", wd, low=0.0)
         if decay is not None and not optimizers.has(self.opt, "wd"):
             raise ValueError(f"wd: {type(self.opt).__name__} has no weight decay, leave it out")
@@ -224,6 +225,15 @@ class Trainer:
                     if saver.stopped is not None:
                         self.say(saver.stopped)
                     saver.stopped = None
+
+    def _use_optimizer(self) -> None:
+        """Take over an optimizer that was put in the place of the first one."""
+        if self.opt is self.training_step.opt:
+            return
+        if not isinstance(self.opt, torch.optim.Optimizer):
+            raise TypeError(f"learn.opt must be a torch optimizer, got {self.opt!r}")
+        self.training_step.use(optimizers.build(self.model, self.opt))
+        self._whole = False
 
     def _check(self, given: list[Callback], scheduler: Callback | None) -> None:
         """Refuse what can be known to fail before the first step."""
@@ -294,6 +304,7 @@ class Trainer:
             RuntimeError: a run is under way already.
         """
         self.loop.require_rest()
+        self._use_optimizer()
         before, first = self._counters(), len(self.recorder.history)
         read = self.data.reader(aside=True)
 
@@ -521,6 +532,7 @@ class Trainer:
 
     def _lrs(self, name: str, lr: LR | None) -> list[float]:
         """Return one learning rate for each layer group; None is the optimizer's own."""
+        self._use_optimizer()
         if lr is None:
             rates = optimizers.current(self.opt, "lr")
             return [checks.positive(f"{name}: the optimizer's own", rate) for rate in rates]

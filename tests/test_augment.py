@@ -233,6 +233,17 @@ def test_lr_find_is_pure_with_augmentation():
     assert all(map(torch.equal, *runs))
 
 
+def test_factories_leave_it_out_in_training_alone():
+    x, y = torch.randn(20, 4), torch.arange(20) % 2
+    items = torch.utils.data.TensorDataset(x, y)
+    for data in (
+        DataLoaders.from_tensors(x, y, valid=(x, y), batch_size=8, drop_last=True),
+        DataLoaders.from_datasets(items, items, batch_size=8, drop_last=True),
+        DataLoaders.from_datasets(items, items, batch_size=8, drop_last=True, in_memory=True),
+    ):
+        assert [len(data.train), len(data.valid)] == [2, 3]
+
+
 def test_a_smaller_last_batch_is_left_out():
     data = InMemoryLoader(torch.randn(9, 4), torch.arange(9) % 2, batch_size=4, drop_last=True)
     net = torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.BatchNorm1d(4), torch.nn.Linear(4, 2))
@@ -264,6 +275,11 @@ BYTES = torch.zeros(4, 3, 2, 2, dtype=torch.uint8)
         (TypeError, "augment must be a function", lambda: loader(augment=[1])),
         (TypeError, "augment must be a function", lambda: loader(augment=torch.nn.ReLU)),
         (TypeError, "augment must be a list", lambda: loader(augment=None)),
+        (
+            TypeError,
+            r"flip makes a function of a batch, write flip\(",
+            lambda: loader(augment=flip),
+        ),
         (
             ValueError,
             "must return a tensor of 3 samples",

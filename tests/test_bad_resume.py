@@ -50,11 +50,14 @@ def biased(bias):
     return nn.Sequential(nn.Linear(64, 16, bias=bias), nn.Linear(16, 10))
 
 
-def cut(digit_tensors, n=300, batch_size=30):
+def cut(digit_tensors, n=300, batch_size=30, **options):
     x, y = digit_tensors
-    return DataLoaders.from_tensors(
-        x[:n], y[:n], valid=(x[300:400], y[300:400]), batch_size=batch_size
-    )
+    valid = x[300:400], y[300:400]
+    return DataLoaders.from_tensors(x[:n], y[:n], valid=valid, batch_size=batch_size, **options)
+
+
+def _noisy(x, scale):
+    return x * scale
 
 
 @pytest.fixture
@@ -129,6 +132,10 @@ LEARNERS = [
         lambda d: Learner(cut(d), mlp(), precision="bf16"),
     ),
     ("clip: the saved run has None, this one 1.0", lambda d: Learner(cut(d), mlp(), clip=1)),
+    (
+        r"augment: the saved run has \[\], this one _noisy\(scale=2\)",
+        lambda d: Learner(cut(d, augment=partial(_noisy, scale=2)), mlp()),
+    ),
 ]
 
 

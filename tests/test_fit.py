@@ -397,3 +397,37 @@ def test_a_scheduler_may_serve_two_learners_at_once(data):
     learn = Learner(data, plain(), callbacks=[Aside()])
     learn.fit(1, callbacks=[falling])
     assert learn.recorder.lrs == pytest.approx(np.linspace(1, 0, 10))
+
+
+def test_another_optimizer_in_its_place_trains_from_the_next_fit_on(data):
+    one, other = Learner(data, mlp()), Learner(data, mlp(), opt_func=opt_of, wd=0)
+    one.opt = opt_of(one.model.parameters())
+    for learn in (one, other):
+        torch.manual_seed(0)
+        learn.lr_find(num_it=20)
+        learn.fit_one_cycle(1, 0.1)
+    assert one.recorder.losses.tolist() == other.recorder.losses.tolist()
+
+
+def opt_of(parameters):
+    groups = [group if isinstance(group, dict) else {"params": [group]} for group in parameters]
+    each = [p for group in groups for p in group["params"]]
+    return torch.optim.SGD(each, lr=0.1, momentum=0.9)
+
+
+def test_what_is_no_optimizer_is_refused(learn):
+    learn.opt = torch.optim.SGD
+    with pytest.raises(TypeError, match=r"learn\.opt must be a torch optimizer"):
+        learn.fit(1)
+
+
+def test_a_callback_may_make_probabilities_of_classes(data):
+    class Mix(Callback):
+        def on_batch_begin(self, learn):
+            x, y = learn.batch
+            hot = functional.one_hot(y, 10).float()
+            learn.batch = (x + x.flip(0)) / 2, (hot + hot.flip(0)) / 2
+
+    learn = Learner(data, mlp(), callbacks=[Mix])
+    learn.fit_one_cycle(2, 1e-2)
+    assert learn.recorder.losses[-1] < learn.recorder.losses[0]

@@ -73,6 +73,9 @@ def as_augmentations(value: Any) -> tuple[Function, ...]:
     for function in given:
         if not callable(function) or isinstance(function, type):
             raise TypeError(f"augment must be a function of a batch, or several, got {function!r}")
+        if function in (random_crop, flip, cutout):
+            name = getattr(function, "__name__", "")
+            raise TypeError(f"augment: {name} makes a function of a batch, write {name}(...)")
     return given
 
 

@@ -22,10 +22,12 @@ Collate = Callable[[list[Any]], Any]
 def loaders_of(
     sets: Sequence[Any],
     batch_size: int,
-    num_workers: int | None,
     device: torch.device | str | None,
     seed: int,
+    *,
+    num_workers: int | None,
     collate_fn: Collate | None,
+    drop_last: bool,
 ) -> list[DataLoader[Any]]:
     """Return a loader of the first data set, shuffled, and of the others; see `from_datasets`."""
     pinned = as_device(device).type == "cuda"
@@ -41,6 +43,7 @@ def loaders_of(
             generator=torch.Generator().manual_seed(seed) if training else None,
             num_workers=workers,
             collate_fn=collate_fn,
+            drop_last=drop_last and training,
             pin_memory=pinned,
         )
         loaders.append(loader)

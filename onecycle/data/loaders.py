@@ -85,6 +85,7 @@ class DataLoaders:
         *,
         augment: Augment = (),
         normalize: Any = None,
+        drop_last: bool = False,
     ) -> DataLoaders:
         """Return in-memory loaders of inputs `x` and targets `y`, training batches shuffled.
 
@@ -99,6 +100,7 @@ class DataLoaders:
             augment: one or several functions of a batch of inputs, for training only; see
                 `onecycle.data.augment`.
             normalize: (mean, std) of the inputs, for training and validation; see `InMemoryLoader`.
+            drop_last: leave a smaller last batch out, in training only.
 
         Raises:
             ValueError, TypeError: an argument out of its range, lengths that differ, or an empty
@@ -126,7 +128,8 @@ class DataLoaders:
             "device": device,
             "normalize": normalize,
         }
-        train = InMemoryLoader(x, y, shuffle=True, seed=seed, augment=augment, **options)
+        training: dict[str, Any] = {"shuffle": True, "seed": seed, "drop_last": drop_last}
+        train = InMemoryLoader(x, y, augment=augment, **training, **options)
         return cls(train, None if valid is None else InMemoryLoader(*valid, **options))
 
     @classmethod
@@ -143,6 +146,7 @@ class DataLoaders:
         collate_fn: Callable[[list[Any]], Any] | None = None,
         augment: Augment = (),
         normalize: Any = None,
+        drop_last: bool = False,
     ) -> DataLoaders:
         """Return loaders of map-style data sets, training batches shuffled.
 
@@ -165,6 +169,7 @@ class DataLoaders:
             collate_fn: makes a batch of a list of items, as in torch's `DataLoader`.
             augment: as in `from_tensors`; with `in_memory` only.
             normalize: as in `from_tensors`; with `in_memory` only.
+            drop_last: leave a smaller last batch out, in training only.
 
         Raises:
             TypeError, ValueError: no data set, an argument out of its range; and with `in_memory`
@@ -185,16 +190,20 @@ class DataLoaders:
         if collate_fn is not None and not callable(collate_fn):
             raise TypeError(f"collate_fn must be a function of a list of items, got {collate_fn!r}")
         augment = as_augmentations(augment)  # before anything is read
+        checks.flag("drop_last", drop_last)
+        options: dict[str, Any]
         if not checks.flag("in_memory", in_memory):
             if normalize is not None or augment:
                 raise ValueError(
                     "augment and normalize need in_memory=True; without it the data set's own "
                     "transforms do that"
                 )
-            return cls(*loaders_of(sets, batch_size, num_workers, device, seed, collate_fn))
+            options = {"num_workers": num_workers, "collate_fn": collate_fn, "drop_last": drop_last}
+            return cls(*loaders_of(sets, batch_size, device, seed, **options))
         first, *others = tensors_of(sets, num_workers, device, collate_fn)
-        options: dict[str, Any] = {"batch_size": batch_size, "normalize": normalize}
-        whole = InMemoryLoader(*first, shuffle=True, seed=seed, augment=augment, **options)
+        options = {"batch_size": batch_size, "normalize": normalize}
+        training: dict[str, Any] = {"shuffle": True, "seed": seed, "drop_last": drop_last}
+        whole = InMemoryLoader(*first, augment=augment, **training, **options)
         return cls(whole, *(InMemoryLoader(*tensors, **options) for tensors in others))
 
 
