@@ -139,7 +139,9 @@ def _lay_out(model: nn.Module) -> None:
     """
     for tensor in (*model.parameters(), *model.buffers()):
         if tensor.ndim == 4:
-            tensor.data = tensor.data.contiguous(memory_format=torch.channels_last)
+            # Not by `contiguous`: filters of one channel are both, and keep the strides that say
+            # otherwise; so would everything that is computed by them.
+            tensor.data = tensor.data.to(memory_format=torch.channels_last)
 
 
 def _compiled(model: nn.Module, options: Mapping[str, Any]) -> Callable[..., Any]:

@@ -430,6 +430,13 @@ def test_an_optimizer_that_has_trained_fits_too(images):
     assert runs[0] == pytest.approx(runs[1], abs=1e-5)
 
 
+def test_filters_of_one_channel_are_laid_out_too(data):
+    model = torch.nn.Conv2d(1, 8, 3)
+    Learner(data, torch.nn.Sequential(model, torch.nn.Flatten()), channels_last=True)
+    made = model(torch.zeros(2, 1, 8, 8))  # in the layout of filters or images, whichever says so
+    assert made.is_contiguous(memory_format=torch.channels_last)
+
+
 @pytest.mark.parametrize("value", [None, 1, "yes"])
 def test_channels_last_is_a_flag(data, value):
     with pytest.raises(TypeError, match="channels_last must be True or False"):

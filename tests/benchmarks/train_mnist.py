@@ -64,8 +64,8 @@ class Setting:
 
 
 SAME = Setting()
-BEST = Setting(epochs=1, batch=256, lr=1.5e-2, best=True)
-FREE = Setting(epochs=1, batch=128, lr=1e-2, free=True)
+BEST = Setting(epochs=1, batch=128, lr=1e-2, best=True)
+FREE = Setting(epochs=1, batch=96, lr=1e-2, free=True)
 
 
 def block(before: int, after: int, size: int = 3, stride: int = 1) -> list[nn.Module]:
