@@ -55,6 +55,17 @@ for _event in EVENTS:
     setattr(Log, _event, _hook(_event))
 
 
+class Halt(Callback):
+    """Stop as Ctrl-C does, after so many steps."""
+
+    def __init__(self, at):
+        self.at = at
+
+    def on_step_end(self, learn):
+        if learn.step == self.at:
+            raise KeyboardInterrupt
+
+
 def everything(learn):
     """All that a run depends on, as a comparable copy."""
     model, opt = learn.model, learn.opt

@@ -7,7 +7,7 @@ import warnings
 import numpy as np
 import pytest
 import torch
-from helpers import Log, everything, mlp, plain, same, weights
+from helpers import Halt, Log, everything, mlp, plain, same, weights
 from torch import nn
 
 from onecycle import Callback, Checkpoint, Learner, accuracy, checkpoint
@@ -17,17 +17,6 @@ from onecycle.callback import CancelTrain
 @pytest.fixture
 def path(tmp_path):
     return tmp_path / "run.pt"
-
-
-class Halt(Callback):
-    """Stop as Ctrl-C does, after so many steps."""
-
-    def __init__(self, at):
-        self.at = at
-
-    def on_step_end(self, learn):
-        if learn.step == self.at:
-            raise KeyboardInterrupt
 
 
 def broken_off(data, path, at=14, **rules):

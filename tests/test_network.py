@@ -6,7 +6,7 @@ import warnings
 
 import pytest
 import torch
-from helpers import everything, make, mlp, plain, same, sgd, weights
+from helpers import Halt, everything, make, mlp, plain, same, sgd, weights
 from torch import nn
 
 from onecycle import (
@@ -539,23 +539,14 @@ def test_a_file_is_of_the_model_compiled_or_not(data, tmp_path, saved):
     assert same(weights(first), weights(other))
 
 
-class Break(Callback):
-    def __init__(self, at):
-        self.at = at
-
-    def on_step_end(self, learn):
-        if learn.step == self.at:
-            raise KeyboardInterrupt
-
-
 def broken_and_resumed(data, path, first, second):
     """Train to step 13 by one learner and on by another."""
     learn = first()
     saver = Checkpoint(path, every_steps=1)
     with pytest.raises(KeyboardInterrupt):
-        learn.fit_one_cycle(2, 0.01, callbacks=[saver, Break(13)])
+        learn.fit_one_cycle(2, 0.01, callbacks=[saver, Halt(13)])
     learn = second()
-    learn.resume(path, callbacks=[Break(None)])
+    learn.resume(path, callbacks=[Halt(None)])
     return [weights(learn), learn.recorder.losses]
 
 

@@ -5,7 +5,7 @@ from collections import namedtuple
 
 import pytest
 import torch
-from helpers import everything, mlp, plain, same, sgd, weights
+from helpers import Halt, everything, mlp, plain, same, sgd, weights
 from torch import nn
 
 from onecycle import ActivationStats, Callback, Checkpoint, DataLoaders, Learner
@@ -344,28 +344,19 @@ def test_a_run_that_is_over_keeps_nothing_of_the_recording(data):
     assert recorded._kept == recorded._gradients == []
 
 
-class Break(Callback):
-    def __init__(self, at):
-        self.at = at
-
-    def on_step_end(self, learn):
-        if learn.step == self.at:
-            raise KeyboardInterrupt
-
-
 def test_a_resumed_run_is_the_run(ragged, tmp_path):
     torch.manual_seed(2)
     whole = Learner(ragged, mlp())
-    whole.fit_one_cycle(2, 0.01, callbacks=[Break(None)])
+    whole.fit_one_cycle(2, 0.01, callbacks=[Halt(None)])
     torch.manual_seed(2)
     learn = Learner(ragged, mlp())
     taped(learn)
     path = tmp_path / "run.pt"
     with pytest.raises(KeyboardInterrupt):
-        learn.fit_one_cycle(2, 0.01, callbacks=[Break(8), Checkpoint(path, every_steps=1)])
+        learn.fit_one_cycle(2, 0.01, callbacks=[Halt(8), Checkpoint(path, every_steps=1)])
     learn = Learner(ragged, mlp())
     tape = taped(learn)
-    learn.resume(path, callbacks=[Break(None)])
+    learn.resume(path, callbacks=[Halt(None)])
     assert tape.played > 0
     assert same(result(learn), result(whole))
 

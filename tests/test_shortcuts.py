@@ -248,6 +248,10 @@ def test_momenta_that_are_none_begin_anew():
     assert run("sgd momentum", none) == [0, 3]
 
 
+@pytest.mark.skipif(
+    "decoupled_weight_decay" not in torch.optim.AdamW([torch.ones(1)]).defaults,
+    reason="a setting of newer versions of torch",
+)
 def test_decay_that_is_coupled_all_at_once():
     def couple(i, model, opt):
         for group in opt.param_groups:
@@ -539,18 +543,12 @@ def test_a_gradient_that_is_the_losss_own_may_be_clipped():
         weight.grad.mul_(0.1)
 
 
-def test_a_subclass_of_a_tensor_sees_its_backward_pass():
-    class Seen(torch.Tensor):
-        names = ()
-
-        @classmethod
-        def __torch_function__(cls, func, types, args=(), kwargs=None):
-            cls.names += (func.__name__,)
-            return super().__torch_function__(func, types, args, kwargs or {})
-
-    loss = torch.ones((), requires_grad=True).as_subclass(Seen)
+def test_a_subclass_of_a_tensor_is_left_to_the_backward_pass_of_torch(monkeypatch):
+    calls = []
+    monkeypatch.setattr(torch.autograd, "backward", calls.append)
+    loss = torch.ones((), requires_grad=True).as_subclass(Tagged)
     Backward(torch.device("cpu"))(loss)
-    assert "backward" in Seen.names
+    assert calls == [loss]
 
 
 def test_a_default_device_at_import_does_not_matter():
