@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import sys
 import threading
+import time
 import tracemalloc
 import weakref
 
@@ -83,6 +84,10 @@ def test_a_fit_leaves_no_worker_file_or_thread(digit_tensors, tmp_path, workers,
         # While the traceback still holds the frames of the loop.
         assert multiprocessing.active_children() == []
     learn.callbacks = []  # with the error that one of them holds, and the batch in its traceback
+    # The thread that feeds a worker's queue is told to end, and ends when it is next run.
+    waited = 0
+    while left_behind() != before and (waited := waited + 1) < 100:
+        time.sleep(0.1)
     assert left_behind() == before
 
 
