@@ -128,6 +128,7 @@ class Trainer:
         self.loss: Any = None
         self.loop = Loop()
         self.plan: dict[str, Any] = {}
+        self.scheduler: Any = None  # who moves the learning rate in this fit
         self._begun = 0
         self._inferred: Callable[[Any, Any], Tensor] | None = None
 
@@ -191,7 +192,7 @@ class Trainer:
         if decay is not None and not optimizers.has(self.opt, "wd"):
             raise ValueError(f"wd: {type(self.opt).__name__} has no weight decay, leave it out")
         given = [*as_callbacks(self.callbacks), *as_callbacks(callbacks)]
-        self._check(given, scheduler)
+        self.scheduler = self._check(given, scheduler)
         first: list[Callback] = [self.recorder] if scheduler is None else [self.recorder, scheduler]
         everyone = [*first, *given, self.display]
         savers = [callback for callback in given if isinstance(callback, Checkpoint)]
@@ -235,8 +236,8 @@ class Trainer:
         self.training_step.use(optimizers.build(self.model, self.opt))
         self._whole = False
 
-    def _check(self, given: list[Callback], scheduler: Callback | None) -> None:
-        """Refuse what can be known to fail before the first step."""
+    def _check(self, given: list[Callback], scheduler: Callback | None) -> Any:
+        """Refuse what can be known to fail before the first step; return who moves the rate."""
         new = optimizers.missing(self.opt, self.model) if self._whole else []
         if new:
             raise ValueError(
@@ -258,6 +259,7 @@ class Trainer:
                         f"callbacks: {both} would both set {NAMES.get(name, name)}; use one of them"
                     )
                 setters[name] = callback
+        return setters.get("lr")
 
     def _check_savers(self, savers: list[Checkpoint]) -> None:
         """Refuse several that would write one file, or go on with several runs."""

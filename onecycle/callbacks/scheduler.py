@@ -81,6 +81,15 @@ class ParamScheduler(Callback):
             for name, functions in self.schedules.items()
         }
 
+    def values_at(self, p: float) -> dict[str, list[float]]:
+        """Return the values at progress `p` of the run, one for all layer groups or one for each.
+
+        >>> from onecycle.schedules import linear
+        >>> ParamScheduler({"lr": linear(1.0, 0.0)}).values_at(0.25)
+        {'lr': [0.75]}
+        """
+        return {name: [function(p) for function in own] for name, own in self._plan.items()}
+
     def on_train_begin(self, learn: Learner) -> None:
         """Plan this run, before the first step."""
         self._plan = self.plan(learn.opt, learn.total_steps)
@@ -195,6 +204,10 @@ class OneCycleScheduler(Callback):
         if momentum is not None and optimizers.has_momentum(opt):
             plan["mom"] = [momentum]
         return plan
+
+    def values_at(self, p: float) -> dict[str, list[float]]:
+        """Return the values at progress `p` of the run that goes on, or of the last one."""
+        return self._writer.values_at(p)
 
     def on_train_begin(self, learn: Learner) -> None:
         """Build the schedules of this run's steps."""
