@@ -12,19 +12,19 @@ from typing import Any, BinaryIO
 PathLike = str | os.PathLike[str]
 
 
-def as_path(path: Any) -> Path:
-    """Return `path` as a Path, if a file can have that name.
+def as_path(path: Any, name: str = "path") -> Path:
+    """Return `path`, an argument called `name`, as a Path, if a file can have that name.
 
     Raises:
         TypeError: it is no name.
         IsADirectoryError: there is a folder of that name.
     """
     if not isinstance(path, (str, os.PathLike)) or not os.fspath(path):
-        raise TypeError(f"path must be the name of a file, got {path!r}")
-    name = Path(path).expanduser()
-    if name.is_dir():
-        raise IsADirectoryError(f"path: {str(name)!r} is a folder, give the name of a file")
-    return name
+        raise TypeError(f"{name} must be the name of a file, got {path!r}")
+    file = Path(path).expanduser()
+    if file.is_dir():
+        raise IsADirectoryError(f"{name}: {str(file)!r} is a folder, give the name of a file")
+    return file
 
 
 def write(path: PathLike, fill: Callable[[BinaryIO], object], keep: int = 1) -> Path:

@@ -8,7 +8,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from onecycle import checks, finder, freezing, optimizers, plot, report
+from onecycle import checks, extension, finder, freezing, optimizers, plot, report
+from onecycle import plan as plans
 from onecycle.callback import (
     Callback,
     as_callbacks,
@@ -18,7 +19,6 @@ from onecycle.callbacks.scheduler import OneCycleScheduler, Plan
 from onecycle.callbacks.torch_scheduler import TorchScheduler
 from onecycle.found import LRFind
 from onecycle.optimizers import LR
-from onecycle.plan import CYCLE
 from onecycle.schedules import (
     Schedule,
     flat_cos,
@@ -28,7 +28,8 @@ from onecycle.schedules import (
     wsd,
 )
 from onecycle.summary import Summary, summarize
-from onecycle.trainer import Trainer, scheduler_of
+from onecycle.trainer import KeepTrunk, Trainer, scheduler_of, span_of
+from onecycle.trunk import Trunk
 
 
 class Learner(Trainer):
@@ -85,7 +86,7 @@ class Learner(Trainer):
 
     def fit_one_cycle(
         self,
-        epochs: int,
+        epochs: int | None = None,
         max_lr: LR | None = None,
         *,
         moms: tuple[float, float] | None = (0.95, 0.85),
@@ -98,6 +99,8 @@ class Learner(Trainer):
         callbacks: Iterable[Callback | type[Callback]] = (),
         tot_epochs: int | None = None,
         start_epoch: int | None = None,
+        minutes: float | None = None,
+        keep_trunk: KeepTrunk = True,
     ) -> None:
         """Train for `epochs` epochs by the 1cycle policy: one cycle over all of them.
 
@@ -117,8 +120,15 @@ class Learner(Trainer):
             tot_epochs: epochs of the whole cycle, when this call trains only a part of it.
                 None means start_epoch + epochs.
             start_epoch: epochs of the cycle that earlier calls have trained.
+            minutes: train for so long instead of `epochs`, or at most so long: the clock is the
+                progress of the cycle, which is complete in any case; see `TimeBudget`.
+            keep_trunk: keep the run as it was before the anneal for `extend`: in memory, if it is
+                not larger than 1 GB; a path keeps it in a file, False nowhere.
         """
-        epochs = checks.integer("epochs", epochs)
+        if minutes is not None and (tot_epochs is not None or start_epoch is not None):
+            raise ValueError("minutes: tot_epochs and start_epoch split a cycle that has epochs")
+        span = span_of(epochs, minutes)
+        epochs = len(span)
         first = 0 if start_epoch is None else checks.integer("start_epoch", start_epoch, low=0)
         total = first + epochs if tot_epochs is None else checks.integer("tot_epochs", tot_epochs)
         if first + epochs > total:
@@ -137,17 +147,20 @@ class Learner(Trainer):
             three_phase=three_phase,
         )
         span = range(first, first + epochs)
-        self._fit("fit_one_cycle", span, total, lrs, wd, cycle, callbacks)
+        options: dict[str, Any] = {"minutes": minutes, "keep_trunk": keep_trunk}
+        self._fit("fit_one_cycle", span, total, lrs, wd, cycle, callbacks, **options)
 
     def fit_flat_cos(
         self,
-        epochs: int,
+        epochs: int | None = None,
         max_lr: LR | None = None,
         *,
         pct_start: float = 0.75,
         final_div: float = 1e5,
         wd: float | None = None,
         callbacks: Iterable[Callback | type[Callback]] = (),
+        minutes: float | None = None,
+        keep_trunk: KeepTrunk = True,
     ) -> None:
         """Train flat at `max_lr`, then down half a cosine: `fit` with `schedules.flat_cos`.
 
@@ -158,13 +171,16 @@ class Learner(Trainer):
             final_div: max_lr over the last value.
             wd: weight decay for this fit only.
             callbacks: for this fit only.
+            minutes: as in `fit_one_cycle`.
+            keep_trunk: as in `fit_one_cycle`.
         """
         schedule = flat_cos(pct_start=pct_start, final_div=final_div)
-        self._fit_schedule("fit_flat_cos", epochs, max_lr, schedule, wd, callbacks)
+        options: dict[str, Any] = {"minutes": minutes, "keep_trunk": keep_trunk}
+        self._fit_schedule("fit_flat_cos", epochs, max_lr, schedule, wd, callbacks, **options)
 
     def fit_wsd(
         self,
-        epochs: int,
+        epochs: int | None = None,
         max_lr: LR | None = None,
         *,
         warmup: float = 0.05,
@@ -172,6 +188,8 @@ class Learner(Trainer):
         shape: str = "1-sqrt",
         wd: float | None = None,
         callbacks: Iterable[Callback | type[Callback]] = (),
+        minutes: float | None = None,
+        keep_trunk: KeepTrunk = True,
     ) -> None:
         """Train by warm-up, stable and cooldown to 0: `fit` with `schedules.wsd`.
 
@@ -183,9 +201,12 @@ class Learner(Trainer):
             shape: of the cooldown: "1-sqrt", "linear" or "cos".
             wd: weight decay for this fit only.
             callbacks: for this fit only.
+            minutes: as in `fit_one_cycle`.
+            keep_trunk: as in `fit_one_cycle`.
         """
         schedule = wsd(warmup=warmup, cooldown=cooldown, shape=shape)
-        self._fit_schedule("fit_wsd", epochs, max_lr, schedule, wd, callbacks)
+        options: dict[str, Any] = {"minutes": minutes, "keep_trunk": keep_trunk}
+        self._fit_schedule("fit_wsd", epochs, max_lr, schedule, wd, callbacks, **options)
 
     def fit_sgdr(
         self,
@@ -250,6 +271,59 @@ class Learner(Trainer):
         options: dict[str, Any] = {"mode": mode, "gamma": gamma}
         schedule = triangular(base, cycle_len=cycle_len, epochs=epochs, **options)
         self._fit_schedule("fit_clr", epochs, max_lr, schedule, wd, callbacks)
+
+    def extend(
+        self,
+        epochs: int,
+        strategy: str = "auto",
+        lr: LR | None = None,
+        *,
+        cooldown: float = extension.COOLDOWN,
+        wd: float | None = None,
+        callbacks: Iterable[Callback | type[Callback]] = (),
+        keep_trunk: KeepTrunk = True,
+    ) -> None:
+        """Train `epochs` epochs more than the last fit, whose schedule is over.
+
+        It says what it is going to do first, and goes on with one history and one optimizer.
+
+        Args:
+            epochs: beyond the end of the last fit.
+            strategy: "trunk" goes back to where the last fit was before its anneal, trains flat at
+                the rate of that place, and anneals again at the new end, in a straight line; what
+                was annealed before is trained anew. "decay" goes on from the trained model, from
+                the peak of the last fit straight down to 0. "cycle" is one more cycle up to that
+                peak, "constant" stays at a tenth of it. "auto" is "trunk" where the last fit has
+                kept one from its second half, else "decay".
+            lr: the rate instead, as `lr` of `fit`; of a number the groups keep their ratios.
+            cooldown: share of the whole run, old and new, for the anneal of a trunk.
+            wd: weight decay for this fit only.
+            callbacks: for this fit only; those of the last fit are not remembered.
+            keep_trunk: as in `fit_one_cycle`, to be extended again.
+
+        Raises:
+            ValueError: nothing was trained yet; "trunk" where there is none, or other data.
+
+        Source: for the trunk Hagele et al. 2024 (arXiv 2405.18392); measured against the others in
+        `tests/benchmarks/epochs.py`.
+        """
+        given = as_callbacks(callbacks)
+        there = self._saved_plan("extend", [epochs, strategy], given)
+        if there is not None:
+            self._again(there, plans.scheduler_of(there), given)
+            return
+        if not self.recorder.plans:
+            raise ValueError("nothing to extend: train by fit or fit_one_cycle first")
+        last, trunk = self.recorder.plans[-1], self._usable_trunk(strategy)
+        own = trunk.values["lr"] if trunk is not None else plans.rates(last)
+        ratios = [rate / own[-1] for rate in own]
+        peaks = own if lr is None else optimizers.spread("lr", lr, len(own), ratios)
+        low = extension.CONSTANT if lr is None else 1.0
+        one = extension.planned(epochs, strategy, last, peaks, trunk, cooldown, low)
+        self.say(one.line)
+        rest = one.epochs, one.n_epochs, one.lrs, wd, one.scheduler, given
+        options: dict[str, Any] = {"keep_trunk": keep_trunk, "asked": [epochs, strategy]}
+        self._fit("extend", *rest, since=one.since, **options)
 
     def fine_tune(
         self,
@@ -477,32 +551,49 @@ class Learner(Trainer):
 
     # ---- small parts ---------------------------------------------------------------------------
 
+    def _usable_trunk(self, strategy: str) -> Trunk | None:
+        """Return the trunk that `strategy` is to go back to, None for none."""
+        trunk = self.trunk
+        if trunk is None or strategy not in ("auto", "trunk"):
+            return None
+        here = plans.of_fit(self, "", range(1), 1, [], None, None)
+        other = plans.difference(plans.settings(trunk.plan), plans.settings(here))
+        if strategy == "auto":
+            return trunk if other is None and trunk.progress >= 0.5 else None
+        if other is not None:
+            raise ValueError(f"strategy='trunk' goes on as the last fit was, but {other}")
+        return trunk
+
     def _steps(self, epochs: int) -> int:
         return checks.integer("epochs", epochs) * self.steps_per_epoch
 
     def _fit_schedule(
         self,
         method: str,
-        epochs: int,
+        epochs: int | None,
         max_lr: LR | None,
         schedule: Schedule,
         wd: float | None,
         callbacks: Iterable[Callback | type[Callback]],
+        minutes: float | None = None,
+        keep_trunk: KeepTrunk = False,
     ) -> None:
         """Do what `fit` does, for those who call its rate `max_lr`."""
-        epochs = checks.integer("epochs", epochs)
+        span = span_of(epochs, minutes)
         lrs = self._lrs("max_lr", max_lr)
-        scheduler = scheduler_of(schedule, lrs)
-        self._fit(method, range(epochs), epochs, lrs, wd, scheduler, callbacks)
+        given = lrs, wd, scheduler_of(schedule, lrs), callbacks
+        self._fit(method, span, span.stop, *given, minutes=minutes, keep_trunk=keep_trunk)
 
     def _planned(
         self, epochs: int, max_lr: LR | None, schedule: Schedule | None, cycle: dict[str, Any]
     ) -> Plan:
         """Return what a fit of one cycle, or with `schedule`, would do."""
         lrs = self._lrs("max_lr", max_lr)
-        unknown = cycle.keys() - CYCLE
+        unknown = cycle.keys() - set(plans.CYCLE)
         if unknown:
-            raise TypeError(f"{min(unknown)} says nothing about the cycle: {', '.join(CYCLE)} do")
+            raise TypeError(
+                f"{min(unknown)} says nothing about the cycle: {', '.join(plans.CYCLE)} do"
+            )
         if schedule is None:
             return OneCycleScheduler(lrs, **cycle).plan(self.opt, self._steps(epochs))
         if cycle:

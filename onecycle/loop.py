@@ -64,6 +64,7 @@ class Loop:
     def __init__(self) -> None:
         self.hooks = dispatch([])
         self.running = False
+        self.over = False  # set it, and this batch is the last; its epoch is validated
         self.callbacks: Sequence[Callback] = ()
         self.savers: Sequence[Saver] = ()
         self.interrupts = Interrupts()
@@ -81,6 +82,7 @@ class Loop:
         *,
         savers: Sequence[Saver] = (),
         saved: dict[str, Any] | None = None,
+        resumed: bool = False,
         aside: Reader | None = None,
     ) -> None:
         """Train the `epochs` of a plan of `n_epochs`; on_train_end fires whatever happens.
@@ -92,6 +94,7 @@ class Loop:
             callbacks: whose hooks to call, in order.
             savers: who may save the run.
             saved: the state of a run to go on with, see `state.capture`.
+            resumed: it is of this very run, which `savers` have saved.
             aside: reads the batches of a rehearsal, which does not validate.
 
         Raises:
@@ -100,7 +103,7 @@ class Loop:
         self.require_rest()
         hooks = dispatch(callbacks)
         _plan(learn, epochs, n_epochs)
-        self.callbacks, self.savers = callbacks, savers
+        self.callbacks, self.savers, self.over = callbacks, savers, False
         self.reader = aside or learn.data.reader()
         # Epochs are numbered over all fits, so that no two of them have the same order.
         self.number = max(len(learn.recorder.history), epochs.start)
@@ -108,7 +111,7 @@ class Loop:
         with self._held(), self.interrupts, learn.network.running(), modes:
             try:
                 self.hooks, self.running = hooks, True
-                self._train(learn, epochs, saved, validate=aside is None)
+                self._train(learn, epochs, saved, resumed=resumed, validate=aside is None)
             except Cancel:
                 self._end(learn)
             except BaseException as error:
@@ -160,18 +163,24 @@ class Loop:
             raise RuntimeError("a fit is running already: a callback cannot start another one")
 
     def _train(
-        self, learn: Trainer, epochs: range, saved: dict[str, Any] | None, *, validate: bool
+        self,
+        learn: Trainer,
+        epochs: range,
+        saved: dict[str, Any] | None,
+        *,
+        resumed: bool,
+        validate: bool,
     ) -> None:
         """Fire on_train_begin and train the epochs, or those that a saved run has left."""
         place = saved["run"]["place"] if saved else {"epoch": epochs.start, "batches": 0}
-        learn.epoch = place["epoch"]
+        learn.epoch, learn.batch_index = place["epoch"], place["batches"] - 1
         learn.training_step.begin(learn.modules)
         learn.fire("on_train_begin")
         if saved:
             # In mid-epoch once more, when on_epoch_begin has had its effects.
             state.restore(learn, saved, read=not place["batches"])
         for saver in self.savers:
-            saver.begin(learn, resumed=bool(saved))
+            saver.begin(learn, resumed=resumed)
         if not place["batches"]:
             saved = None
         for epoch in range(place["epoch"], epochs.stop):
@@ -183,6 +192,8 @@ class Loop:
             self.rest(learn, epoch_over=True)
             self.number += 1
             saved = None
+            if self.over:
+                break
 
     def _end(self, learn: Trainer, failure: BaseException | None = None) -> None:
         """Forget the batch and fire on_train_end; an earlier failure goes before one in there."""
@@ -236,7 +247,10 @@ def _epoch(learn: Trainer, saved: dict[str, Any] | None, validate: bool) -> None
             _scope(learn, "on_batch_begin", step, "on_batch_end", CancelBatch)
             if loop.savers or loop.interrupts.pending:
                 loop.rest(learn)
-    _check_length(learn.batch_index + 1, learn.batches_per_epoch)
+            if loop.over:
+                break
+    if not loop.over:
+        _check_length(learn.batch_index + 1, learn.batches_per_epoch)
     learn.training_step.flush(learn)
     if validate and learn.data.valid is not None:
         _validation(learn)

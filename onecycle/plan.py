@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from onecycle.trainer import Trainer
 
 Plan = dict[str, Any]
+UNBOUNDED = 10**6  # epochs of a run that minutes limit
 # What `OneCycleScheduler` takes beside the peak.
 CYCLE = ("moms", "div_factor", "pct_start", "final_div", "warmup", "three_phase")
 SETTINGS = (
@@ -81,6 +82,11 @@ def scheduler_of(plan: Plan) -> ParamScheduler | OneCycleScheduler | None:
     return ParamScheduler(
         {name: [built(one, schedules) for one in given] for name, given in spec["of"].items()}
     )
+
+
+def span(plan: Plan) -> range:
+    """Return the epochs that a fit of `plan` trains."""
+    return range(plan["start_epoch"], plan["start_epoch"] + plan["epochs"])
 
 
 def rates(plan: Plan) -> list[float]:

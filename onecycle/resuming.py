@@ -86,7 +86,7 @@ def make_way(learn: Trainer, path: Path) -> str | None:
         return None
     file, saved = found
     run = saved["run"]
-    if _plans(saved) == learn.recorder.plans:  # this learner's own, of the fit before
+    if plans_of(saved) == learn.recorder.plans:  # this learner's own, of the fit before
         return None
     if run["finished"]:
         aside = path.with_name(f"{path.name}.finished")
@@ -98,7 +98,8 @@ def make_way(learn: Trainer, path: Path) -> str | None:
     )
 
 
-def _plans(saved: State) -> list[plan.Plan]:
+def plans_of(saved: State) -> list[plan.Plan]:
+    """Return the plans of all fits of a saved run, the running one last."""
     recorder = next(own for name, own in saved["run"]["callbacks"] if name == "Recorder")
     return list(recorder["plans"])
 
@@ -127,7 +128,7 @@ def is_behind(learn: Trainer, saved: State, begun: int) -> bool:
         saved: the state.
         begun: fits that this learner has begun before.
     """
-    *finished, running = _plans(saved)
+    *finished, running = plans_of(saved)
     if begun < len(finished):
         return plan.difference(finished[begun], learn.plan) is None
     if plan.difference(running, learn.plan) is None:

@@ -27,6 +27,7 @@ from onecycle.callbacks.recorder import Recorder
 from onecycle.callbacks.saving import Checkpoint
 from onecycle.callbacks.scheduler import OneCycleScheduler, ParamScheduler
 from onecycle.callbacks.short_run import ShortRun
+from onecycle.callbacks.time_budget import TimeBudget
 from onecycle.callbacks.torch_scheduler import TorchScheduler
 from onecycle.data.loaders import DataLoaders, as_loaders, check_loader
 from onecycle.display import surface
@@ -44,11 +45,14 @@ from onecycle.schedules import (
     scaled,
 )
 from onecycle.step import TrainingStep
+from onecycle.trunk import Trunk, TrunkKeeper
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
 
+KeepTrunk = bool | str | os.PathLike[str]
+PEAKED = 0.5  # of a peak, the rate at which a flat run is best (arXiv 2405.18392)
 NAMES = {"lr": "the learning rate", "mom": "momentum", "wd": "weight decay"}
 
 
@@ -128,6 +132,8 @@ class Trainer:
         self.loss: Any = None
         self.loop = Loop()
         self.plan: dict[str, Any] = {}
+        self.budget: TimeBudget | None = None  # of this fit
+        self.trunk: Trunk | None = None  # of the last fit
         self.scheduler: Any = None  # who moves the learning rate in this fit
         self._begun = 0
         self._inferred: Callable[[Any, Any], Tensor] | None = None
@@ -136,9 +142,10 @@ class Trainer:
 
     def fit(
         self,
-        epochs: int,
+        epochs: int | None = None,
         lr: LR | None = None,
         *,
+        minutes: float | None = None,
         wd: float | None = None,
         schedule: Schedule | TorchScheduler | None = None,
         callbacks: Iterable[Callback | type[Callback]] = (),
@@ -147,6 +154,8 @@ class Trainer:
 
         Args:
             epochs: at least 1.
+            minutes: train for so long instead, or at most so long; the progress of a schedule is
+                then the clock, see `TimeBudget`.
             lr: a number, `slice(first, last)`, `slice(last)` or one for each layer group. A number
                 is for the last group, and the others keep the ratios that the optimizer has. None
                 is the optimizer's.
@@ -159,10 +168,10 @@ class Trainer:
 
         Hyper-parameters of the optimizer are what they were, once the fit is over.
         """
-        epochs = checks.integer("epochs", epochs)
+        span = span_of(epochs, minutes)
         lrs = self._lrs("lr", lr)
         scheduler = None if schedule is None else scheduler_of(schedule, lrs)
-        self._fit("fit", range(epochs), epochs, lrs, wd, scheduler, callbacks)
+        self._fit("fit", span, span.stop, lrs, wd, scheduler, callbacks, minutes=minutes)
 
     # ---- the loop ------------------------------------------------------------------------------
 
@@ -185,30 +194,58 @@ class Trainer:
         scheduler: Callback | None,
         callbacks: Iterable[Callback | type[Callback]],
         saved: tuple[Path, dict[str, Any]] | None = None,
+        *,
+        minutes: float | None = None,
+        keep_trunk: KeepTrunk = False,
+        since: Trunk | None = None,
+        asked: Sequence[Any] = (),
     ) -> None:
-        """Run with every callback, and give the hyper-parameters back."""
+        """Run with every callback, and give the hyper-parameters back.
+
+        Args:
+            method: that was called.
+            epochs: to train now.
+            n_epochs: of the plan.
+            lrs: one for each layer group.
+            wd: weight decay, None for the optimizer's.
+            scheduler: moves the rates.
+            callbacks: of this fit.
+            saved: a run to resume, and its file.
+            minutes: see `TimeBudget`.
+            keep_trunk: whether and where to keep the run before its anneal.
+            since: go on from there, and not from what is trained by now.
+            asked: what else tells this plan from another one.
+        """
         self._use_optimizer()
         decay = None if wd is None else checks.real("wd", wd, low=0.0)
         if decay is not None and not optimizers.has(self.opt, "wd"):
             raise ValueError(f"wd: {type(self.opt).__name__} has no weight decay, leave it out")
         given = [*as_callbacks(self.callbacks), *as_callbacks(callbacks)]
         self.scheduler = self._check(given, scheduler)
-        first: list[Callback] = [self.recorder] if scheduler is None else [self.recorder, scheduler]
+        budget = None if minutes is None else self._budget(minutes, n_epochs)
+        first = [cb for cb in (self.recorder, budget, scheduler) if cb is not None]
         everyone = [*first, *given, self.display]
         savers = [callback for callback in given if isinstance(callback, Checkpoint)]
         self._check_savers(savers)
+        keeper = trunk_keeper(keep_trunk, scheduler, savers, since)
         self.loop.require_rest()
         self.plan = plans.of_fit(self, method, epochs, n_epochs, lrs, decay, scheduler)
+        kept = keep_trunk if isinstance(keep_trunk, bool) else str(keep_trunk)
+        self.plan |= {"minutes": minutes, "keep_trunk": kept, "asked": list(asked)}
         begun, self._begun = self._begun, self._begun + 1
         unfinished = None if saved else self._unfinished(savers)
         if unfinished is not None and resuming.is_behind(self, unfinished[1], begun):
             self.say(f"{unfinished[0]}: this fit is finished there, and left out")
             self.model.load_state_dict(unfinished[1]["model"])
+            self.trunk = keeper.found(self.plan) if keeper else None
             return
         saved = saved or unfinished
+        self.trunk = None
         if saved is not None:
             resuming.check(self, *saved, everyone)
             self.say(resuming.line(self, *saved))
+            step = saved[1]["run"]["place"]["step"]
+            self.trunk = keeper.found(self.plan, step) if keeper else None
         else:
             for saver in savers:
                 text = resuming.make_way(self, saver.path)
@@ -218,14 +255,31 @@ class Trainer:
             optimizers.write(self.opt, "lr", lrs)
             if decay is not None:
                 optimizers.write(self.opt, "wd", [decay])
-            state = saved[1] if saved else None
+            state = saved[1] if saved else since and since.load()
+            keepers = [keeper] if keeper is not None and self.trunk is None else []
+            self.budget = budget
             try:
-                self._run(epochs, n_epochs, everyone, savers=savers, saved=state)
+                self._run(
+                    epochs,
+                    n_epochs,
+                    everyone,
+                    savers=[*savers, *keepers],
+                    saved=state,
+                    resumed=saved is not None,
+                )
             finally:
+                self.budget = None
+                for one in keepers:
+                    self.trunk = one.trunk
                 for saver in savers:
                     if saver.stopped is not None:
                         self.say(saver.stopped)
                     saver.stopped = None
+
+    def _budget(self, minutes: float, n_epochs: int) -> TimeBudget:
+        if isinstance(self.scheduler, TorchScheduler):
+            raise TypeError("minutes: a TorchScheduler goes by steps and not by the clock")
+        return TimeBudget(minutes, bounded=n_epochs < plans.UNBOUNDED)
 
     def _use_optimizer(self) -> None:
         """Take over an optimizer that was put in the place of the first one."""
@@ -274,6 +328,17 @@ class Trainer:
         resumable = [saver for saver in savers if saver.resume]
         found = resuming.load(resumable[0].path) if resumable else None
         return None if found is None or found[1]["run"]["finished"] else found
+
+    def _saved_plan(
+        self, method: str, asked: Sequence[Any], callbacks: Iterable[Callback | type[Callback]]
+    ) -> dict[str, Any] | None:
+        """Return the plan that a run to resume had for this call, which cannot be made again."""
+        given = [*as_callbacks(self.callbacks), *as_callbacks(callbacks)]
+        found = self._unfinished([cb for cb in given if isinstance(cb, Checkpoint)])
+        plans_there = resuming.plans_of(found[1]) if found else []
+        here = plans_there[self._begun : self._begun + 1] or plans_there[-1:]
+        alike = [p for p in here if p["method"] == method and p["asked"] == list(asked)]
+        return alike[0] if alike else None
 
     def say(self, text: str) -> None:
         """Show a line of text, unless nothing is to be shown."""
@@ -354,6 +419,8 @@ class Trainer:
     @property
     def progress(self) -> float:
         """How far the planned run is: 0 at its first step, 1 at its last."""
+        if self.budget is not None:
+            return self.budget.progress
         return progress(self.step, self.total_steps)
 
     @property
@@ -485,9 +552,20 @@ class Trainer:
         given = as_callbacks(callbacks)
         if not any(isinstance(cb, Checkpoint) for cb in [*given, *as_callbacks(self.callbacks)]):
             given.append(Checkpoint(path, **saved["run"]["rules"]))
-        epochs = range(there["start_epoch"], there["start_epoch"] + there["epochs"])
-        rest = there["tot_epochs"], plans.rates(there), there["wd"], scheduler, given
-        self._fit(there["method"], epochs, *rest, saved=found)
+        self._again(there, scheduler, given, found)
+
+    def _again(
+        self,
+        there: dict[str, Any],
+        scheduler: Callback | None,
+        callbacks: Iterable[Callback | type[Callback]],
+        saved: tuple[Path, dict[str, Any]] | None = None,
+    ) -> None:
+        """Run the fit of a plan that a file has."""
+        epochs = plans.span(there)
+        given = plans.rates(there), there["wd"], scheduler, callbacks, saved
+        options = {name: there[name] for name in ("minutes", "keep_trunk", "asked")}
+        self._fit(there["method"], epochs, there["tot_epochs"], *given, **options)
 
     def no_bar(self) -> AbstractContextManager[None]:
         """Show no bar in the block; the table stays."""
@@ -554,6 +632,29 @@ class Trainer:
             "batches_per_epoch",
         )
         return {name: getattr(self, name) for name in (*names, "scores", "_inferred")}
+
+
+def span_of(epochs: int | None, minutes: float | None) -> range:
+    """Return the epochs of a run, as many as it takes where only minutes are given."""
+    if epochs is None and minutes is None:
+        raise ValueError("epochs or minutes must be given: how long is the run to be?")
+    return range(plans.UNBOUNDED if epochs is None else checks.integer("epochs", epochs))
+
+
+def trunk_keeper(
+    keep_trunk: KeepTrunk,
+    scheduler: Callback | None,
+    savers: Sequence[Checkpoint],
+    since: Trunk | None,
+) -> TrunkKeeper | None:
+    """Return who keeps the run before its anneal: in memory, or beside what a Checkpoint saves."""
+    if keep_trunk is False:
+        return None
+    share = PEAKED if isinstance(scheduler, OneCycleScheduler) else 1.0
+    if keep_trunk is not True:
+        return TrunkKeeper(share, files.as_path(keep_trunk, "keep_trunk"), since)
+    path = savers[0].path if savers else None
+    return TrunkKeeper(share, path and path.with_name(f"{path.name}.trunk"), since)
 
 
 def scheduler_of(schedule: Any, lrs: list[float]) -> ParamScheduler | TorchScheduler:

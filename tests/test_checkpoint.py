@@ -458,7 +458,8 @@ def test_a_damaged_file_falls_back_to_the_one_before(data, path, spoil):
     with pytest.warns(UserWarning, match=r"run\.pt.*damaged.*going back to .*run\.pt\.1"):
         learn.resume(path, callbacks=Halt(99))
     assert same(weights(learn), weights(whole))
-    assert sorted(f.name for f in path.parent.iterdir()) == ["run.pt", "run.pt.1", "run.pt.damaged"]
+    there = sorted(f.name for f in path.parent.iterdir())
+    assert there == ["run.pt", "run.pt.1", "run.pt.damaged", "run.pt.trunk"]
 
 
 def test_two_swapped_files_are_two_places_of_one_run(data, path):

@@ -31,8 +31,8 @@ LAYERS = [
     {"guard", "state", "preflight"},
     {"step", "loop"},
     {"callbacks", "summary"},
-    {"plan", "report", "finder"},
-    {"resuming"},
+    {"plan", "report", "finder", "trunk"},
+    {"resuming", "extension"},
     {"trainer"},
     {"learner"},
     {"__main__"},
@@ -129,7 +129,7 @@ def signature(function):
 def test_the_signatures_that_notebooks_use():
     assert signature(onecycle.Learner.fit_one_cycle) == [
         "self",
-        "epochs",
+        "epochs=None",
         "max_lr=None",
         "moms=(0.95, 0.85)",
         "div_factor=25.0",
@@ -141,6 +141,8 @@ def test_the_signatures_that_notebooks_use():
         "callbacks=()",
         "tot_epochs=None",
         "start_epoch=None",
+        "minutes=None",
+        "keep_trunk=True",
     ]
     assert signature(onecycle.Learner.lr_find) == [
         "self",

@@ -54,6 +54,8 @@ class ProgressBar(Callback):
         """Open the bar of the epoch."""
         if self.bar:
             label = f"epoch {learn.epoch + 1}/{learn.n_epochs}"
+            if learn.budget is not None:
+                label = f"epoch {learn.epoch + 1}, {learn.budget.minutes:g} min"
             self._surface.open(label, learn.batches_per_epoch)
 
     def on_batch_end(self, learn: Learner) -> None:
@@ -96,6 +98,8 @@ class ProgressBar(Callback):
 
     def _left(self, learn: Learner, share: float, now: float) -> float | None:
         """Return the seconds that the run will take; None during the first validation."""
+        if learn.budget is not None:
+            return learn.budget.left
         inside = now - self._validating if self._validating else 0.0
         if inside and not self._validation:
             return None

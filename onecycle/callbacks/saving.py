@@ -75,8 +75,10 @@ class Checkpoint(Callback):
         """Write the first checkpoint, which shows that the others can be; or go on after one."""
         self._due, self._step, self._saved_at = False, learn.step, time.monotonic()
         if not resumed:
-            learn.batch_index = -1
-            self.save(learn)
+            # Within an epoch the data are not at their place before its first batch.
+            self._due = learn.batch_index >= 0
+            if not self._due:
+                self.save(learn)
 
     def rest(self, learn: Trainer, *, epoch_over: bool, stopping: bool) -> None:
         """Save where a rule says so, or when the run is about to be stopped."""

@@ -55,8 +55,12 @@ class ParamScheduler(Callback):
         self._ahead: dict[str, list[list[float]]] = {}
         self._first = self._length = self._groups = self._total = 0
 
-    def plan(self, opt: torch.optim.Optimizer, total_steps: int) -> Plan:
+    def plan(self, opt: torch.optim.Optimizer, total_steps: int | None) -> Plan:
         """Return for each hyper-parameter one schedule, or one for each layer group.
+
+        Args:
+            opt: the optimizer.
+            total_steps: of the run, None where the clock is its progress.
 
         Raises:
             ValueError, TypeError: a name or a number of schedules does not fit the optimizer, or a
@@ -77,7 +81,10 @@ class ParamScheduler(Callback):
             for function in functions:
                 check_values(f"schedules[{name!r}]", function, **INTERVALS.get(name, {}))
         return {
-            name: [schedules.on_steps(function, total_steps) for function in functions]
+            name: [
+                function if total_steps is None else schedules.on_steps(function, total_steps)
+                for function in functions
+            ]
             for name, functions in self.schedules.items()
         }
 
@@ -92,7 +99,7 @@ class ParamScheduler(Callback):
 
     def on_train_begin(self, learn: Learner) -> None:
         """Plan this run, before the first step."""
-        self._plan = self.plan(learn.opt, learn.total_steps)
+        self._plan = self.plan(learn.opt, None if learn.budget else learn.total_steps)
         self._length = 0
 
     def on_epoch_begin(self, learn: Learner) -> None:  # noqa: ARG002
@@ -101,6 +108,10 @@ class ParamScheduler(Callback):
 
     def on_batch_begin(self, learn: Learner) -> None:
         """Write the values of this step."""
+        if learn.budget is not None:
+            for name, values in self.values_at(learn.progress).items():
+                optimizers.write(learn.opt, name, values)
+            return
         opt, step = learn.opt, learn.step - self._first
         planned = learn.total_steps, len(opt.param_groups)
         if not 0 <= step < self._length or planned != (self._total, self._groups):
@@ -195,7 +206,7 @@ class OneCycleScheduler(Callback):
             total_steps=total_steps,
         )
 
-    def plan(self, opt: torch.optim.Optimizer, total_steps: int) -> Plan:
+    def plan(self, opt: torch.optim.Optimizer, total_steps: int | None) -> Plan:
         """Return the schedules of a run of `total_steps` steps: "lr" and, where it moves, "mom"."""
         n = optimizers.n_groups(opt)
         peaks = optimizers.spread("max_lr", self.max_lr, n, optimizers.ratios(opt))
@@ -211,7 +222,7 @@ class OneCycleScheduler(Callback):
 
     def on_train_begin(self, learn: Learner) -> None:
         """Build the schedules of this run's steps."""
-        plan = self.plan(learn.opt, learn.total_steps)
+        plan = self.plan(learn.opt, None if learn.budget else learn.total_steps)
         if self.moms is not None and "mom" not in plan:
             warnings.warn(
                 f"{type(learn.opt).__name__} has no momentum in use, so 1cycle moves the learning "

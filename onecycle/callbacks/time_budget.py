@@ -1,0 +1,106 @@
+"""A run of so many minutes: progress is the clock."""
+
+from __future__ import annotations
+
+import math
+import time
+from typing import TYPE_CHECKING, Any
+
+from onecycle import checks
+from onecycle.callback import Callback
+from onecycle.schedules import progress
+
+if TYPE_CHECKING:
+    from onecycle.learner import Learner
+
+
+class TimeBudget(Callback):
+    """Make the clock the progress of a run, and end the run in time.
+
+    Before step t, with E seconds gone since the run began, validations among them:
+
+        progress = min(1, E / (60 minutes - V - S))
+
+    V is how long the last validation took, and S the mean of a step. The first step that begins at
+    progress 1 is the last; a validation follows it. So a schedule always reaches its last value,
+    and the run ends within a step and a validation of the minutes. Where the run is planned in
+    epochs, too, progress is the larger of both, and what is reached first ends it.
+
+    Time in which the run was not running, because it was stopped and resumed, does not count.
+
+    Args:
+        minutes: above 0.
+        bounded: the epochs of the plan are a limit, too.
+
+    >>> budget = TimeBudget(minutes=10)
+    """
+
+    def __init__(self, minutes: float, *, bounded: bool = False) -> None:
+        self.minutes = checks.positive("minutes", minutes)
+        self.bounded = bounded
+        self.progress = 0.0
+        self._began = self._stepping = self._validating = self._validation = 0.0
+        self._training, self._steps = 0.0, 0
+
+    @property
+    def used(self) -> float:
+        """Seconds since the run began."""
+        return time.monotonic() - self._began
+
+    @property
+    def left(self) -> float:
+        """Seconds that are left."""
+        return max(0.0, 60.0 * self.minutes - self.used)
+
+    def on_train_begin(self, learn: Learner) -> None:  # noqa: ARG002
+        """Start the clock."""
+        self.progress = 0.0
+        self._validation = self._training = 0.0
+        self._steps = 0
+        self._began = time.monotonic()
+
+    def on_epoch_begin(self, learn: Learner) -> None:
+        """Estimate how many epochs there will be, where the plan does not say."""
+        if not self.bounded:
+            share = max(self.progress, 1e-9)
+            epochs = math.ceil(learn.epoch / share) if learn.epoch else 1
+            learn.n_epochs = max(learn.epoch + 1, epochs)
+            learn.total_steps = learn.n_epochs * learn.steps_per_epoch
+
+    def on_batch_begin(self, learn: Learner) -> None:
+        """Read the clock."""
+        used = self.used
+        step = self._training / self._steps if self._steps else 0.0
+        available = 60.0 * self.minutes - self._validation - step
+        now = used / available if available > 0.0 else 1.0
+        if self.bounded:
+            now = max(now, progress(learn.step, learn.total_steps))
+        self.progress = min(1.0, max(self.progress, now))
+        self._stepping = used
+
+    def on_batch_end(self, learn: Learner) -> None:
+        """End the run after the batch that had progress 1."""
+        self._training += self.used - self._stepping
+        self._steps += 1
+        if self.progress >= 1.0:
+            learn.loop.over = True
+
+    def on_validate_begin(self, learn: Learner) -> None:  # noqa: ARG002
+        """Note the time."""
+        self._validating = self.used
+
+    def on_validate_end(self, learn: Learner) -> None:  # noqa: ARG002
+        """Note how long a validation takes."""
+        self._validation = self.used - self._validating
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the time used and what was measured."""
+        measured = ("progress", "_validation", "_training", "_steps")
+        return {"used": self.used, **{name: getattr(self, name) for name in measured}}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on with the time that is left."""
+        for name, value in state.items():
+            if name != "used":
+                setattr(self, name, value)
+        self._began = time.monotonic() - state["used"]

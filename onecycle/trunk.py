@@ -1,0 +1,193 @@
+"""The trunk: a run as it was before its anneal, from where a longer run can grow."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+
+from onecycle import checkpoint, state
+from onecycle.data.reading import positioned_by
+
+if TYPE_CHECKING:
+    from onecycle.trainer import Trainer
+
+LIMIT = 1 << 30  # bytes of a trunk that is kept in memory
+GRID = 1000  # points of a schedule that are looked at for its anneal
+ROUNDING = 1e-9
+State = dict[str, Any]
+Values = dict[str, list[float]]
+
+
+@dataclass
+class Trunk:
+    """What `Learner.extend` goes back to.
+
+    Attributes:
+        state: of the run, as `state.capture` has it, without what was recorded; its tensors are
+            copies on the CPU. None where it is in a file.
+        plan: of the fit.
+        epoch: how far it was, in epochs of that plan.
+        progress: the same, as the schedule has it.
+        values: of the scheduled hyper-parameters at this place, for each layer group.
+        ends: of the same at the end of the plan.
+        path: the file.
+    """
+
+    state: State | None
+    plan: State
+    epoch: float
+    progress: float
+    values: Values
+    ends: Values
+    path: Path | None = None
+
+    def load(self) -> State:
+        """Return the state.
+
+        Raises:
+            FileNotFoundError, ValueError: its file is gone or damaged.
+        """
+        if self.state is not None:
+            return self.state
+        loaded = checkpoint.load(self.path or "")
+        return {name: loaded[name] for name in ("model", "optimizer", "run")}
+
+
+class TrunkKeeper:
+    """Keeps the trunk of a run: takes its state once, at rest, right before the anneal.
+
+    Args:
+        share: of the highest learning rate; the anneal is where the rate falls below it for good.
+            1 is the end of a flat part. A 1cycle has none: half of its peak is the rate that a flat
+            run wants.
+        path: file to keep the trunk in; None is memory, if it is not larger than 1 GB.
+        since: where the run begins, its trunk if it anneals at once.
+    """
+
+    def __init__(self, share: float, path: Path | None = None, since: Trunk | None = None) -> None:
+        self.share = share
+        self.path = path
+        self.since = since
+        self.trunk: Trunk | None = None
+        self._at: float | None = None
+
+    def found(self, plan: State, step: int | None = None) -> Trunk | None:
+        """Return the trunk that is in the file already, see `found`."""
+        return None if self.path is None else found(self.path, plan, step)
+
+    def begin(self, learn: Trainer, *, resumed: bool) -> None:
+        """Find the anneal in the schedule."""
+        self._at = before_anneal(learn.scheduler, self.share)
+        if self._at is not None and learn.progress > self._at:
+            if self.since is not None and not resumed:
+                self._keep(learn, self.since.load(), self.since.epoch)
+            self._at = None
+        if self._at is None:
+            self._leave(learn)
+
+    def rest(self, learn: Trainer, *, epoch_over: bool, stopping: bool) -> None:  # noqa: ARG002
+        """Take the state when the anneal is next."""
+        if learn.progress < (self._at or 0.0):
+            return
+        done = learn.batch_index + 1
+        whole = done == learn.batches_per_epoch
+        if not epoch_over and (whole or positioned_by(learn.data.train) is None):
+            return  # the end of the epoch will do
+        learn.training_step.guard.settle(learn)
+        taken = state.capture(learn, epoch_over=epoch_over)
+        # History goes on from where it is; all that trains goes back.
+        own = [(name, memory) for name, memory in taken["run"]["callbacks"] if name != "Recorder"]
+        taken["run"]["callbacks"] = own
+        inside = 1.0 if epoch_over else done / learn.batches_per_epoch
+        self._keep(learn, taken, learn.epoch + inside)
+        self._leave(learn)
+
+    def end(self, learn: Trainer) -> None:
+        """Nothing is left to do."""
+
+    def _leave(self, learn: Trainer) -> None:
+        """Ask for nothing any more, so that steps cost what they cost without."""
+        learn.loop.savers = [saver for saver in learn.loop.savers if saver is not self]
+
+    def _keep(self, learn: Trainer, taken: State, epoch: float) -> None:
+        place = {
+            "epoch": epoch,
+            "progress": learn.progress,
+            "values": learn.scheduler.values_at(learn.progress),
+            "ends": learn.scheduler.values_at(1.0),
+        }
+        trunk = Trunk(None, learn.plan, **place, path=self.path)
+        if self.path is not None:
+            current = {**taken["run"], "plan": learn.plan}
+            checkpoint.save(self.path, {**taken, "run": current, "trunk": place})
+        elif size(taken) > LIMIT:
+            return learn.say(
+                f"the run before its anneal is {size(taken) / LIMIT:.1f} GB and not kept for "
+                "extend; keep_trunk=path keeps it in a file"
+            )
+        else:
+            trunk.state = copied(taken)
+        self.trunk = trunk
+        return None
+
+
+def before_anneal(scheduler: Any, share: float) -> float | None:
+    """Return the progress at which the rate last has `share` of its highest value.
+
+    None where it does not fall below that, or cannot be known.
+    """
+    if not hasattr(scheduler, "values_at"):
+        return None
+    grid = [i / GRID for i in range(GRID + 1)]
+    rates = [scheduler.values_at(p)["lr"][-1] for p in grid]
+    enough = share * max(rates) * (1.0 - ROUNDING)
+    last = max(i for i, rate in enumerate(rates) if rate >= enough)
+    return grid[last] if 0 < last < GRID else None
+
+
+def found(path: Path, plan: State, step: int | None = None) -> Trunk | None:
+    """Return the trunk that is in `path`, if it is of `plan` and not beyond `step`.
+
+    Args:
+        path: the file.
+        plan: of the fit.
+        step: where a resumed run is; None is its end.
+    """
+    try:
+        saved = checkpoint.load(path)
+    except (FileNotFoundError, ValueError):
+        return None
+    if "trunk" not in saved or saved["run"]["plan"] != plan:
+        return None
+    if step is not None and saved["run"]["place"]["step"] > step:
+        return None
+    return Trunk(None, plan, **saved["trunk"], path=path)
+
+
+def size(value: Any) -> int:
+    """Return the bytes of all tensors in nested containers.
+
+    >>> import torch
+    >>> size({"a": [torch.zeros(3)], "b": 1})
+    12
+    """
+    if isinstance(value, Tensor):
+        return value.numel() * value.element_size()
+    if isinstance(value, Mapping):
+        return sum(map(size, value.values()))
+    return sum(map(size, value)) if isinstance(value, (list, tuple)) else 0
+
+
+def copied(value: Any) -> Any:
+    """Return nested containers with copies, on the CPU, of the tensors in them."""
+    if isinstance(value, Tensor):
+        return value.detach().to("cpu", copy=True)
+    if isinstance(value, Mapping):
+        return {key: copied(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return type(value)(copied(item) for item in value)
+    return value
