@@ -124,7 +124,7 @@ def _length(last: Plan, trunk: Trunk) -> int:
     planned = int(last["tot_epochs"])
     if last["minutes"] is None:
         return planned
-    return min(planned, math.ceil(trunk.epoch / trunk.progress))
+    return min(planned, math.ceil(trunk.epoch / trunk.progress - 0.1))
 
 
 def _moms(last: Plan) -> tuple[float, float] | None:
