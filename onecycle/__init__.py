@@ -17,6 +17,7 @@ from onecycle.callbacks.saving import Checkpoint
 from onecycle.callbacks.scheduler import OneCycleScheduler, ParamScheduler
 from onecycle.callbacks.torch_scheduler import TorchScheduler
 from onecycle.data.loaders import DataLoaders
+from onecycle.epochs_found import EpochFind
 from onecycle.found import LRFind
 from onecycle.learner import Learner
 from onecycle.metrics import accuracy, error_rate, mae, mse, rmse, top_k_accuracy
@@ -29,6 +30,7 @@ __all__ = [
     "CancelTrain",
     "Checkpoint",
     "DataLoaders",
+    "EpochFind",
     "LRFind",
     "LRFinder",
     "Learner",

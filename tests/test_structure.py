@@ -26,8 +26,10 @@ LAYERS = [
         "shortcuts",
     },
     {"snapshot", "schedules", "optimizers", "metrics", "series", "suggest"}
-    | {"models", "losses", "display", "plot_lr_find", "network", "recorded"},
-    {"checkpoint", "callback", "data", "evaluation", "freezing", "plot_activations", "found"},
+    | {"models", "losses", "display", "plot_lr_find", "network", "recorded"}
+    | {"budget", "plot_epoch_find"},
+    {"checkpoint", "callback", "data", "evaluation", "freezing", "plot_activations", "found"}
+    | {"epochs_found"},
     {"guard", "state", "preflight"},
     {"step", "loop"},
     {"callbacks", "summary"},
@@ -87,6 +89,7 @@ def test_public_names():
         "CancelTrain",
         "Checkpoint",
         "DataLoaders",
+        "EpochFind",
         "LRFind",
         "LRFinder",
         "Learner",
