@@ -21,6 +21,7 @@ from onecycle.epochs_found import EpochFind
 from onecycle.found import LRFind
 from onecycle.learner import Learner
 from onecycle.metrics import accuracy, error_rate, mae, mse, rmse, top_k_accuracy
+from onecycle.tuning.search import Search
 
 __all__ = [
     "ActivationStats",
@@ -39,6 +40,7 @@ __all__ = [
     "ParamScheduler",
     "ProgressBar",
     "Recorder",
+    "Search",
     "TorchScheduler",
     "accuracy",
     "data",

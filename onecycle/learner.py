@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,8 @@ from onecycle.schedules import (
 from onecycle.summary import Summary, summarize
 from onecycle.trainer import KeepTrunk, Trainer, scheduler_of, span_of
 from onecycle.trunk import Trunk
+from onecycle.tuning import halving
+from onecycle.tuning.search import Search
 
 
 class Learner(Trainer):
@@ -463,6 +465,74 @@ class Learner(Trainer):
         elif show_plot and self.display.table:
             found.plot()
         return found
+
+    def find(
+        self,
+        space: Mapping[str, Any],
+        epochs: int,
+        *,
+        n: int = 9,
+        eta: int = 3,
+        min_epochs: int = 1,
+        metric: str | None = None,
+        mode: str | None = None,
+        make: Callable[..., Learner] | None = None,
+        seed: int = 0,
+        backend: str | None = None,
+        study: Any = None,
+    ) -> Search:
+        """Search for the best of several settings at once; it leaves no other trace.
+
+        By successive halving: `n` configurations are trained for a few epochs, the best 1 / `eta`
+        of them anew for `eta` times as many, and so on up to `epochs`. Every training is a complete
+        1cycle of its length, because in the middle of a cycle no result says how its end will be.
+        The cost is told before anything runs: the defaults take 26 epochs for `epochs=8`.
+
+        Each training begins with this learner's weights and optimizer, in a copy without its
+        callbacks, and sees the same data in the same order. This learner, the generators and the
+        loader are bit for bit as they were, also after an error. A configuration that diverges is
+        in the table and goes no further. Ctrl-C ends the search, and what was found so far is
+        returned, with `interrupted` set; before the first result it is raised as ever.
+
+        With Optuna installed it proposes the configurations, `n` of them, by its TPE sampler, and
+        its pruner decides after each cycle whether that configuration has a longer one.
+
+        Args:
+            space: by name (low, high) of floats, searched by its logarithm where that is a decade
+                or more; or a list of choices or a range. Names are max_lr (or lr), wd, moms,
+                div_factor, pct_start and others of `fit_one_cycle`, and batch_size of data in
+                memory. Choices alone that make at most `n` combinations are all tried.
+            epochs: of the longest cycles.
+            n: configurations.
+            eta: how many times fewer configurations each rung has, and longer cycles.
+            min_epochs: the shortest cycles.
+            metric: a column of the history; None is valid_loss.
+            mode: "min" or "max": which `metric` is better, where it does not say so itself by an
+                attribute `higher_is_better`.
+            make: a factory that returns a new Learner, called with those names of the space that it
+                takes; the others go to `fit_one_cycle`.
+            seed: of the configurations, of the generators in each training alike, and added to that
+                of data in memory.
+            backend: "optuna" or "own"; None is Optuna where it is installed.
+            study: an `optuna.Study` to use, with its own sampler, pruner and storage.
+
+        Raises:
+            ValueError, TypeError: an argument out of its range; a name or a value that nothing
+            takes; no validation data; no configuration ended with a finite score.
+            ImportError: Optuna is asked for and not installed.
+
+        Source: successive halving, Jamieson and Talwalkar 2016, https://arxiv.org/abs/1502.07943.
+
+        >>> from onecycle.data import digits
+        >>> from onecycle.models import simple_cnn
+        >>> learn = Learner(digits(), simple_cnn((1, 8, 10)))
+        >>> with learn.no_logging():
+        ...     found = learn.find({"max_lr": (1e-4, 1e-1), "wd": [0, 0.1]}, epochs=1, n=3)
+        >>> sorted(found.best), len(found.table)
+        (['max_lr', 'wd'], 3)
+        """
+        options = halving.Options(n, eta, min_epochs, metric, mode, make, seed, backend, study)
+        return halving.search(self, space, epochs, options)
 
     def lr_at(
         self,

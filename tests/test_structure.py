@@ -36,11 +36,12 @@ LAYERS = [
     {"plan", "report", "finder", "trunk"},
     {"resuming", "extension"},
     {"trainer"},
+    {"tuning"},
     {"learner"},
     {"__main__"},
 ]
 # A package's parts may know each other; files of callbacks may not.
-FAMILIES = {"data", "schedules", "suggest"}
+FAMILIES = {"data", "schedules", "suggest", "tuning"}
 
 
 def modules():
@@ -98,6 +99,7 @@ def test_public_names():
         "ParamScheduler",
         "ProgressBar",
         "Recorder",
+        "Search",
         "TorchScheduler",
         "accuracy",
         "data",

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from typing import Any
+from copy import copy
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -14,6 +15,9 @@ from onecycle.batch import as_device, as_tensor
 from onecycle.data.augment import Augment, as_augmentations, chained
 from onecycle.data.normalize import Normalize
 from onecycle.data.order import batch_seeds, permutation
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 BLOCK = 1 << 20  # bytes gathered at once: they stay in the cache until they are used
 ALIGNED = {"cpu": 64}  # bytes; where torch lets the memory of a tensor begin, elsewhere at 512
@@ -79,10 +83,7 @@ class InMemoryLoader:
         self.augment = as_augmentations(augment)
         self.normalize = None if normalize is None else Normalize(normalize, self.tensors[0])
         self.drop_last = checks.flag("drop_last", drop_last)
-        if not len(self):
-            raise ValueError(
-                f"drop_last=True leaves no batch of {self.n} samples with batch_size={batch_size}"
-            )
+        _check_length(self)
         self.epoch = 0
 
     def __len__(self) -> int:
@@ -93,6 +94,26 @@ class InMemoryLoader:
     def set_epoch(self, epoch: int) -> None:
         """Choose the epoch whose order the next iteration has."""
         self.epoch = epoch
+
+    def again(self, batch_size: int | None = None, seed: int | None = None) -> Self:
+        """Return a loader of the very same tensors, in batches of another size or order.
+
+        Args:
+            batch_size: samples in a batch; None leaves it.
+            seed: of the order and of what augmentation draws; None leaves it.
+
+        >>> loader = InMemoryLoader(torch.arange(5), batch_size=2).again(batch_size=3)
+        >>> [batch[0].tolist() for batch in loader]
+        [[0, 1, 2], [3, 4]]
+        """
+        other = copy(self)
+        if batch_size is not None:
+            other.batch_size = checks.integer("batch_size", batch_size)
+        if seed is not None:
+            other.seed = checks.integer("seed", seed, low=0)
+        _check_length(other)
+        other.epoch = 0
+        return other
 
     def order(self, epoch: int) -> Tensor:
         """Return the indices of all samples in the order of `epoch`.
@@ -164,3 +185,11 @@ class InMemoryLoader:
         seeds = batch_seeds(len(self), self.seed, self.epoch)
         for seed, (x, *rest) in zip(seeds[first:], batches, strict=True):
             yield augment(x, generator.manual_seed(seed)), *rest
+
+
+def _check_length(loader: InMemoryLoader) -> None:
+    if not len(loader):
+        raise ValueError(
+            f"drop_last=True leaves no batch of {loader.n} samples with "
+            f"batch_size={loader.batch_size}"
+        )

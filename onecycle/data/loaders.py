@@ -73,6 +73,31 @@ class DataLoaders:
             return Reader(self, self._steps)
         return self._stream
 
+    def again(self, batch_size: int | None = None, reseed: int = 0) -> DataLoaders:
+        """Return the same data, to be read from its beginning; what is here stays where it is.
+
+        Args:
+            batch_size: of the training data, where they are in memory; None leaves it.
+            reseed: added to the seed of training data in memory; other data keep their order.
+
+        Raises:
+            ValueError: another batch size of data that are not in memory, or whose epochs are a
+                given number of batches.
+
+        >>> data = DataLoaders.from_tensors(torch.zeros(10, 2), torch.zeros(10), batch_size=2)
+        >>> data.again(batch_size=5).steps_per_epoch
+        2
+        """
+        train = self.train
+        if isinstance(train, InMemoryLoader):
+            train = train.again(batch_size, train.seed + reseed)
+        if batch_size is not None and (train is self.train or self._steps is not None):
+            raise ValueError(
+                "batch_size: only data in memory, without steps_per_epoch, can be cut into other "
+                "batches; see DataLoaders.from_tensors"
+            )
+        return DataLoaders(train, self.valid, steps_per_epoch=self._steps)
+
     @classmethod
     def from_tensors(
         cls,
