@@ -13,8 +13,10 @@ from onecycle.callbacks.live_plot import LivePlot
 from onecycle.callbacks.lr_finder import LRFinder
 from onecycle.callbacks.progress import ProgressBar
 from onecycle.callbacks.recorder import Recorder
+from onecycle.callbacks.save_best import SaveBest
 from onecycle.callbacks.saving import Checkpoint
 from onecycle.callbacks.scheduler import OneCycleScheduler, ParamScheduler
+from onecycle.callbacks.stopping import EarlyStopping
 from onecycle.callbacks.torch_scheduler import TorchScheduler
 from onecycle.data.loaders import DataLoaders
 from onecycle.epochs_found import EpochFind
@@ -31,6 +33,7 @@ __all__ = [
     "CancelTrain",
     "Checkpoint",
     "DataLoaders",
+    "EarlyStopping",
     "EpochFind",
     "LRFind",
     "LRFinder",
@@ -40,6 +43,7 @@ __all__ = [
     "ParamScheduler",
     "ProgressBar",
     "Recorder",
+    "SaveBest",
     "Search",
     "TorchScheduler",
     "accuracy",

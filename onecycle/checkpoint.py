@@ -125,7 +125,7 @@ def restore(path: files.PathLike, model: nn.Module, opt: torch.optim.Optimizer |
                 f"path: {str(path)!r} {difference}; "
                 "load(path, with_opt=False) takes the model alone"
             )
-        if "run" in saved:
+        if saved.keys() & {"run", "best"}:
             # In the middle of a run the rates are those of a step, which no later fit wants.
             with optimizers.preserved(opt):
                 optimizers.load(opt, saved["optimizer"]["state"])

@@ -50,7 +50,15 @@ class MeanMetric:
     """A metric that is a mean over samples, from a function that returns one value for each sample.
 
     Use it as a decorator. Called on tensors it returns the mean; over a set it is the exact mean of
-    all samples. `finish` is applied to the mean at the very end.
+    all samples.
+
+    Args:
+        each: (pred, target) -> one value for each sample.
+        finish: applied to the mean at the very end.
+        higher_is_better: which way is better, None does not say; `EarlyStopping` goes by it.
+
+    Raises:
+        TypeError: `each` is no function, or `higher_is_better` no bool.
 
     >>> @MeanMetric
     ... def distance(pred, target):
@@ -63,6 +71,8 @@ class MeanMetric:
         self,
         each: Callable[..., Tensor],
         finish: Callable[[Tensor], Tensor] = _identity,
+        *,
+        higher_is_better: bool | None = None,
     ) -> None:
         if not callable(each):
             raise TypeError(f"each must be a function of (pred, target), got {each!r}")
@@ -70,6 +80,9 @@ class MeanMetric:
         self.__name__: str = getattr(each, "__name__", type(each).__name__)
         self.each = each
         self.finish = finish
+        if higher_is_better is not None:
+            checks.flag("higher_is_better", higher_is_better)
+        self.higher_is_better = higher_is_better
 
     def __call__(self, pred: Tensor, target: Tensor, **options: Any) -> Tensor:
         """Return the metric of one pair of tensors."""
@@ -101,7 +114,7 @@ def _same_shape(pred: Tensor, target: Tensor) -> None:
         )
 
 
-@MeanMetric
+@functools.partial(MeanMetric, higher_is_better=True)
 def accuracy(pred: Tensor, target: Tensor) -> Tensor:
     """Share of samples whose largest score is the target's.
 
@@ -113,7 +126,7 @@ def accuracy(pred: Tensor, target: Tensor) -> Tensor:
     return _scores_of_classes(pred, target).argmax(1) == target
 
 
-@MeanMetric
+@functools.partial(MeanMetric, higher_is_better=False)
 def error_rate(pred: Tensor, target: Tensor) -> Tensor:
     """One minus `accuracy`.
 
@@ -123,7 +136,7 @@ def error_rate(pred: Tensor, target: Tensor) -> Tensor:
     return _scores_of_classes(pred, target).argmax(1) != target
 
 
-@MeanMetric
+@functools.partial(MeanMetric, higher_is_better=True)
 def top_k_accuracy(pred: Tensor, target: Tensor, k: int = 5) -> Tensor:
     """Share of samples whose target is among the `k` largest scores: pred (N, C), target (N,).
 
@@ -137,7 +150,7 @@ def top_k_accuracy(pred: Tensor, target: Tensor, k: int = 5) -> Tensor:
     return (best == target.unsqueeze(1)).any(1)
 
 
-@MeanMetric
+@functools.partial(MeanMetric, higher_is_better=False)
 def mse(pred: Tensor, target: Tensor) -> Tensor:
     """Mean squared error over all elements; pred and target of one shape.
 
@@ -148,7 +161,7 @@ def mse(pred: Tensor, target: Tensor) -> Tensor:
     return (pred - target) ** 2
 
 
-@MeanMetric
+@functools.partial(MeanMetric, higher_is_better=False)
 def mae(pred: Tensor, target: Tensor) -> Tensor:
     """Mean absolute error over all elements; pred and target of one shape.
 
@@ -159,7 +172,7 @@ def mae(pred: Tensor, target: Tensor) -> Tensor:
     return (pred - target).abs()
 
 
-@functools.partial(MeanMetric, finish=torch.sqrt)
+@functools.partial(MeanMetric, finish=torch.sqrt, higher_is_better=False)
 def rmse(pred: Tensor, target: Tensor) -> Tensor:
     """Root of the mean squared error over all elements of the set, not a mean of roots.
 
@@ -257,6 +270,19 @@ def named(metrics: Metric | Sequence[Metric] | Mapping[str, Metric]) -> dict[str
             )
         result[name] = metric
     return result
+
+
+def higher_is_better(metric: Metric | None) -> bool | None:
+    """Return what a metric says of itself, as those of torchmetrics do; None if it does not.
+
+    >>> higher_is_better(functools.partial(top_k_accuracy, k=3))
+    True
+    >>> higher_is_better(lambda pred, target: 0.0)
+    """
+    while isinstance(metric, functools.partial):
+        metric = metric.func
+    said = getattr(metric, "higher_is_better", None)
+    return None if said is None else bool(said)
 
 
 class _MeanGatherer:

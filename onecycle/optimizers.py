@@ -239,7 +239,15 @@ def write_each(opt: torch.optim.Optimizer, name: str, values: Sequence[float]) -
 
 def read(opt: torch.optim.Optimizer, name: str) -> float:
     """Return "lr", "mom", "wd" or another key of the last group; nan where there is none."""
-    group = opt.param_groups[-1]
+    return _value(opt.param_groups[-1], name)
+
+
+def read_each(opt: torch.optim.Optimizer, name: str) -> list[float]:
+    """Return "lr", "mom", "wd" or another key of each group of torch, as `write_each` sets it."""
+    return [_value(group, name) for group in opt.param_groups]
+
+
+def _value(group: Group, name: str) -> float:
     if name == "mom":
         return float(group["betas"][0] if "betas" in group else group.get("momentum", math.nan))
     return float(group.get("weight_decay" if name == "wd" else name, math.nan))

@@ -9,6 +9,7 @@ history and every callback's own state.
 from __future__ import annotations
 
 from collections import Counter
+from copy import deepcopy
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
@@ -87,6 +88,25 @@ def restore(learn: Trainer, saved: State, *, read: bool = True) -> None:
     generators.set_states(held, run["generators"])
 
 
+def weights(modules: Sequence[nn.Module]) -> list[State]:
+    """Return a copy of all parameters and buffers of each module, on the CPU."""
+    kinds = [
+        {"known": module.state_dict(), "buffers": _module(module)["buffers"]} for module in modules
+    ]
+    return [
+        {kind: {name: _copied(value) for name, value in of.items()} for kind, of in own.items()}
+        for own in kinds
+    ]
+
+
+def restore_weights(modules: Sequence[nn.Module], saved: Sequence[State]) -> None:
+    """Write what `weights` returned back into the same modules."""
+    for module, own in zip(modules, saved, strict=True):
+        module.load_state_dict(own["known"])
+        for name, value in own["buffers"].items():
+            _set_buffer(module, name, value)
+
+
 def missing_callbacks(callbacks: Sequence[Callback], saved: State) -> list[str]:
     """Return the names of callbacks that a saved run had and that are not here."""
     here = Counter(type(callback).__name__ for callback in callbacks)
@@ -121,6 +141,10 @@ def _paired(
             left.remove(own)
             pairs.append((callback, own[1]))
     return pairs
+
+
+def _copied(value: Any) -> Any:
+    return value.detach().to("cpu", copy=True) if isinstance(value, Tensor) else deepcopy(value)
 
 
 def _module(module: nn.Module) -> State:

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
-from onecycle import Callback, DataLoaders, Learner
+from onecycle import Callback, CancelEpoch, DataLoaders, Learner
 from onecycle.callback import EVENTS
 
 sgd = partial(torch.optim.SGD, momentum=0.9)
@@ -64,6 +64,46 @@ class Halt(Callback):
     def on_step_end(self, learn):
         if learn.step == self.at:
             raise KeyboardInterrupt
+
+
+class Told(Callback):
+    """A metric whose value is known beforehand, epoch by epoch."""
+
+    higher_is_better = False
+
+    def __init__(self, values):
+        self.values, self.epoch = values, 0
+
+    def on_epoch_begin(self, learn):
+        self.epoch = learn.epoch
+
+    def reset(self):
+        pass
+
+    def update(self, pred, target):
+        pass
+
+    def compute(self):
+        return self.values[self.epoch]
+
+
+class Cancels(Callback):
+    def __init__(self, *epochs):
+        self.epochs = epochs
+
+    def on_epoch_begin(self, learn):
+        if learn.epoch in self.epochs:
+            raise CancelEpoch
+
+
+class Kept(Callback):
+    """A copy of everything the model has, after every epoch."""
+
+    def __init__(self):
+        self.states = []
+
+    def on_epoch_end(self, learn):
+        self.states.append(copy.deepcopy(learn.model.state_dict()))
 
 
 def everything(learn):

@@ -26,8 +26,10 @@ from onecycle import (
     CancelTrain,
     Checkpoint,
     DataLoaders,
+    EarlyStopping,
     Learner,
     ParamScheduler,
+    SaveBest,
     TorchScheduler,
     accuracy,
 )
@@ -63,6 +65,7 @@ class Case:
     clip: float | None = None
     early: bool = False
     decay: bool = False
+    best: str | None = None
 
 
 def loaders(name):
@@ -169,6 +172,10 @@ def callbacks(case, path, rules=None, kill=None):
     given = [Batches(), *([Early()] if case.early else []), Kill(*(kill or ()))]
     if case.decay:
         given.append(ParamScheduler({"wd": linear(0.1, 0.01)}))
+    if case.best == "in memory":
+        given.append(EarlyStopping("accuracy", on_trigger="cooldown", restore_best=True))
+    elif case.best == "file":
+        given.append(SaveBest(path.with_name("best.pt"), "accuracy"))
     return given if rules is None else [*given, Checkpoint(path, **rules)]
 
 

@@ -28,12 +28,14 @@ MAKE = {
     "ActivationStats": onecycle.ActivationStats,
     "Callback": Callback,
     "Checkpoint": lambda: onecycle.Checkpoint(Path(tempfile.mkdtemp()) / "run.pt"),
+    "EarlyStopping": lambda: onecycle.EarlyStopping(restore_best=True),
     "LRFinder": LRFinder,
     "LivePlot": onecycle.LivePlot,
     "OneCycleScheduler": lambda: OneCycleScheduler(0.1),
     "ParamScheduler": lambda: ParamScheduler({"lr": linear(0.1, 0.01)}),
     "ProgressBar": onecycle.ProgressBar,
     "Recorder": onecycle.Recorder,
+    "SaveBest": lambda: onecycle.SaveBest(Path(tempfile.mkdtemp()) / "best.pt"),
     "TorchScheduler": lambda: onecycle.TorchScheduler(partial(StepLR, step_size=4)),
 }
 

@@ -44,6 +44,7 @@ cases = st.builds(
     clip=st.sampled_from([None, 0.5]),
     early=st.booleans(),
     decay=st.booleans(),
+    best=st.sampled_from([None, "in memory", "file"]),
 )
 
 

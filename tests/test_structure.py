@@ -29,7 +29,7 @@ LAYERS = [
     | {"models", "losses", "display", "plot_lr_find", "network", "recorded"}
     | {"budget", "plot_epoch_find"},
     {"checkpoint", "callback", "data", "evaluation", "freezing", "plot_activations", "found"}
-    | {"epochs_found"},
+    | {"epochs_found", "monitor"},
     {"guard", "state", "preflight"},
     {"step", "loop"},
     {"callbacks", "summary"},
@@ -90,6 +90,7 @@ def test_public_names():
         "CancelTrain",
         "Checkpoint",
         "DataLoaders",
+        "EarlyStopping",
         "EpochFind",
         "LRFind",
         "LRFinder",
@@ -99,6 +100,7 @@ def test_public_names():
         "ParamScheduler",
         "ProgressBar",
         "Recorder",
+        "SaveBest",
         "Search",
         "TorchScheduler",
         "accuracy",
