@@ -9,14 +9,17 @@
 from onecycle import data, metrics, models, schedules, suggest
 from onecycle.callback import Callback, CancelBatch, CancelEpoch, CancelTrain
 from onecycle.callbacks.activation_stats import ActivationStats
+from onecycle.callbacks.ema import EMA
 from onecycle.callbacks.live_plot import LivePlot
 from onecycle.callbacks.lr_finder import LRFinder
 from onecycle.callbacks.progress import ProgressBar
 from onecycle.callbacks.recorder import Recorder
 from onecycle.callbacks.save_best import SaveBest
 from onecycle.callbacks.saving import Checkpoint
+from onecycle.callbacks.schedule_free import ScheduleFree
 from onecycle.callbacks.scheduler import OneCycleScheduler, ParamScheduler
 from onecycle.callbacks.stopping import EarlyStopping
+from onecycle.callbacks.swa import SWA
 from onecycle.callbacks.torch_scheduler import TorchScheduler
 from onecycle.data.loaders import DataLoaders
 from onecycle.epochs_found import EpochFind
@@ -26,6 +29,8 @@ from onecycle.metrics import accuracy, error_rate, mae, mse, rmse, top_k_accurac
 from onecycle.tuning.search import Search
 
 __all__ = [
+    "EMA",
+    "SWA",
     "ActivationStats",
     "Callback",
     "CancelBatch",
@@ -44,6 +49,7 @@ __all__ = [
     "ProgressBar",
     "Recorder",
     "SaveBest",
+    "ScheduleFree",
     "Search",
     "TorchScheduler",
     "accuracy",

@@ -65,6 +65,7 @@ class Loop:
         self.hooks = dispatch([])
         self.running = False
         self.over = False  # set it, and this batch is the last; its epoch is validated
+        self.failed = False  # whether an error or Ctrl-C has ended the run
         self.callbacks: Sequence[Callback] = ()
         self.savers: Sequence[Saver] = ()
         self.interrupts = Interrupts()
@@ -198,6 +199,7 @@ class Loop:
     def _end(self, learn: Trainer, failure: BaseException | None = None) -> None:
         """Forget the batch and fire on_train_end; an earlier failure goes before one in there."""
         learn.batch = learn.pred = learn.loss = None
+        self.failed = failure is not None
         try:
             try:
                 learn.training_step.end()

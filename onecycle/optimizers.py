@@ -9,7 +9,7 @@ own. Each becomes up to two groups of the torch optimizer, one with weight decay
 import functools
 import inspect
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from textwrap import shorten
 from typing import Any, TypeVar
@@ -27,6 +27,7 @@ Splitter = Callable[[nn.Module], Iterable[Part]] | Sequence[Part]
 LR = float | slice | Sequence[float]
 FUSED = (torch.optim.Adam, torch.optim.AdamW, torch.optim.SGD)
 FUSED_ON = ("cpu", "cuda", "mps", "xpu")
+HYPER_PARAMETERS = {"lr", "momentum", "betas", "weight_decay"}  # by whatever name they are given
 EXCLUDES_FUSED = {"fused", "foreach", "capturable", "differentiable"}
 
 
@@ -297,16 +298,50 @@ def has_momentum(opt: torch.optim.Optimizer) -> bool:
     return all("betas" in group or group.get("momentum", 0) > 0 for group in opt.param_groups)
 
 
+def counters(opt: torch.optim.Optimizer) -> set[str]:
+    """Return the keys of its groups in which an optimizer keeps a state of its own.
+
+    Those are numbers among its defaults that cannot be given to its constructor, such as the steps
+    that a schedule-free optimizer counts there.
+
+    >>> from schedulefree import SGDScheduleFree
+    >>> sorted(counters(build(nn.Linear(2, 1), SGDScheduleFree)))
+    ['k', 'lr_max', 'scheduled_lr', 'train_mode', 'weight_sum']
+    >>> counters(build(nn.Linear(2, 1), torch.optim.AdamW))
+    set()
+    """
+    given = [parameter for signature in _signatures(opt) for parameter in signature.values()]
+    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in given):
+        return set()
+    numbers = {name for name, value in opt.defaults.items() if isinstance(value, (int, float))}
+    return numbers - {parameter.name for parameter in given} - HYPER_PARAMETERS
+
+
+def has_modes(opt: torch.optim.Optimizer) -> bool:
+    """Tell whether an optimizer tells training from evaluation, as schedule-free ones do."""
+    return all(callable(getattr(opt, name, None)) for name in ("train", "eval"))
+
+
+def set_mode(opt: torch.optim.Optimizer, *, training: bool) -> None:
+    """Put the weights where `opt` trains them, or where they are evaluated; most have one place."""
+    if has_modes(opt):
+        getattr(opt, "train" if training else "eval")()
+
+
 @contextmanager
 def preserved(opt: torch.optim.Optimizer) -> Iterator[None]:
-    """Put every hyper-parameter back to what it was before the block, whatever happened in it."""
-    before = [{k: _copy(v) for k, v in g.items() if k != "params"} for g in opt.param_groups]
+    """Put every hyper-parameter back to what it was before the block, whatever happened in it.
+
+    What the optimizer itself counts in its groups is none, and stays.
+    """
+    kept = {"params", *counters(opt)}
+    before = [{k: _copy(v) for k, v in g.items() if k not in kept} for g in opt.param_groups]
     try:
         yield
     finally:
         # A group that was added in the block has no past to go back to.
         for group, values in zip(opt.param_groups, before, strict=False):
-            for key in group.keys() - values.keys() - {"params"}:
+            for key in group.keys() - values.keys() - kept:
                 del group[key]
             for key, value in values.items():
                 if isinstance(value, Tensor) and isinstance(group[key], Tensor):
@@ -364,11 +399,15 @@ def _chosen_decay(opt: torch.optim.Optimizer, opt_func: Any) -> float | None:
     """Return the weight decay that the factory chose, None when it is the class's default."""
     if isinstance(opt_func, functools.partial) and "weight_decay" in opt_func.keywords:
         return float(opt_func.keywords["weight_decay"])
-    kinds = [cls for cls in type(opt).__mro__ if issubclass(cls, torch.optim.Optimizer)]
-    signatures = [inspect.signature(cls).parameters for cls in kinds]
-    known = next((s["weight_decay"].default for s in signatures if "weight_decay" in s), None)
+    known = next((s["weight_decay"].default for s in _signatures(opt) if "weight_decay" in s), None)
     value = opt.defaults.get("weight_decay")
     return None if value == known else value
+
+
+def _signatures(opt: torch.optim.Optimizer) -> list[Mapping[str, inspect.Parameter]]:
+    """Return the arguments of the constructors of its class and of those above that."""
+    kinds = [cls for cls in type(opt).__mro__ if issubclass(cls, torch.optim.Optimizer)]
+    return [inspect.signature(cls).parameters for cls in kinds]
 
 
 def _spread_slice(name: str, lr: slice, n: int) -> list[float]:

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from onecycle import schedules
+import torch
+
+from onecycle import optimizers, schedules
 from onecycle.callback import Callback
 from onecycle.callbacks.scheduler import OneCycleScheduler, ParamScheduler
 from onecycle.data.reading import n_samples
@@ -50,7 +52,7 @@ def of_fit(
         "batch_size": getattr(train, "batch_size", None),
         "steps_per_epoch": learn.data.steps_per_epoch,
         "loss_func": _name(learn.loss_func),
-        "opt_func": [_settings(group) for group in learn.opt.param_groups],
+        "opt_func": _settings(learn.opt),
         "accumulate": step.accumulate,
         "precision": learn.network.precision,
         "clip": step.clip,
@@ -139,13 +141,17 @@ def _call(function: Any) -> str | None:
     return f"{_name(getattr(function, 'func', function))}({given})"
 
 
-def _settings(group: Mapping[str, Any]) -> Plan:
-    """Return the hyper-parameters of a parameter group, beside its learning rate."""
-    return {
-        name: list(value) if isinstance(value, tuple) else value
-        for name, value in group.items()
-        if name not in OWN_KEYS and isinstance(value, (int, float, str, tuple, type(None)))
-    }
+def _settings(opt: torch.optim.Optimizer) -> list[Plan]:
+    """Return the hyper-parameters of each parameter group, beside its learning rate."""
+    left_out = {*OWN_KEYS, *optimizers.counters(opt)}
+    return [
+        {
+            name: list(value) if isinstance(value, tuple) else value
+            for name, value in group.items()
+            if name not in left_out and isinstance(value, (int, float, str, tuple, type(None)))
+        }
+        for group in opt.param_groups
+    ]
 
 
 def _described(scheduler: Callback | None) -> Plan | None:

@@ -389,7 +389,10 @@ class Trainer:
                 self.training_step.recorded = None
                 for name, value in (values or {}).items():
                     optimizers.write(self.opt, name, [value])
+                # What ScheduleFree would do, which does not run here.
+                optimizers.set_mode(self.opt, training=True)
                 self._run(epochs, epochs.stop, [ShortRun(steps), *callbacks], aside=read)
+                optimizers.set_mode(self.opt, training=False)
                 return then()
 
         try:

@@ -18,10 +18,13 @@ import numpy as np
 import torch
 import torch._dynamo  # the first step of an optimizer would import it, in every child
 from helpers import Noisy, mlp, sgd
+from schedulefree import AdamWScheduleFree
 from torch.optim import lr_scheduler
 from torch.utils.data import DataLoader
 
 from onecycle import (
+    EMA,
+    SWA,
     Callback,
     CancelTrain,
     Checkpoint,
@@ -30,6 +33,7 @@ from onecycle import (
     Learner,
     ParamScheduler,
     SaveBest,
+    ScheduleFree,
     TorchScheduler,
     accuracy,
 )
@@ -49,7 +53,7 @@ FITS = {
     "own": lambda learn, **k: learn.fit(EPOCHS, 0.02, schedule=lambda p: 1.0 - p / 2, **k),
     "torch": lambda learn, **k: learn.fit(EPOCHS, 0.02, schedule=TorchScheduler(STEP), **k),
 }
-OPTIMIZERS = {"sgd": sgd, "adamw": torch.optim.AdamW}
+OPTIMIZERS = {"sgd": sgd, "adamw": torch.optim.AdamW, "schedule_free": AdamWScheduleFree}
 LOADERS = ("in_memory", "augmented", "torch", "own_generator", "list", "stream")
 
 
@@ -66,6 +70,7 @@ class Case:
     early: bool = False
     decay: bool = False
     best: str | None = None
+    average: bool = False
 
 
 def loaders(name):
@@ -176,6 +181,10 @@ def callbacks(case, path, rules=None, kill=None):
         given.append(EarlyStopping("accuracy", on_trigger="cooldown", restore_best=True))
     elif case.best == "file":
         given.append(SaveBest(path.with_name("best.pt"), "accuracy"))
+    if case.average:
+        given += [EMA(), SWA(0.4, at_end=True)]
+    if case.opt == "schedule_free":
+        given.append(ScheduleFree())
     return given if rules is None else [*given, Checkpoint(path, **rules)]
 
 
@@ -191,6 +200,7 @@ def result(learn, given):
         "history": rows,
         "fits": [list(fit) for fit in recorder.fits],
         "batches": given[0].seen,
+        "averages": [cb.state_dict() for cb in given if isinstance(cb, (EMA, SWA))],
         "rng": torch.get_rng_state(),
     }
 

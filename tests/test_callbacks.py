@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from helpers import everything, mlp, same
+from schedulefree import AdamWScheduleFree
 from torch.optim.lr_scheduler import StepLR
 
 import onecycle
@@ -29,6 +30,7 @@ MAKE = {
     "Callback": Callback,
     "Checkpoint": lambda: onecycle.Checkpoint(Path(tempfile.mkdtemp()) / "run.pt"),
     "EarlyStopping": lambda: onecycle.EarlyStopping(restore_best=True),
+    "EMA": onecycle.EMA,
     "LRFinder": LRFinder,
     "LivePlot": onecycle.LivePlot,
     "OneCycleScheduler": lambda: OneCycleScheduler(0.1),
@@ -36,8 +38,11 @@ MAKE = {
     "ProgressBar": onecycle.ProgressBar,
     "Recorder": onecycle.Recorder,
     "SaveBest": lambda: onecycle.SaveBest(Path(tempfile.mkdtemp()) / "best.pt"),
+    "SWA": lambda: onecycle.SWA(0.5, at_end=True),
+    "ScheduleFree": onecycle.ScheduleFree,
     "TorchScheduler": lambda: onecycle.TorchScheduler(partial(StepLR, step_size=4)),
 }
+OPTIMIZERS = {"ScheduleFree": AdamWScheduleFree}
 
 
 def test_every_exported_callback_is_in_the_contract():
@@ -50,14 +55,20 @@ def callback(request):
     return MAKE[request.param]()
 
 
-def test_two_fits_and_a_second_learner(callback, data):
-    for learn in (Learner(data, mlp()), Learner(data, mlp(), metrics=[accuracy])):
+@pytest.fixture
+def make(callback, data):
+    opt_func = OPTIMIZERS.get(type(callback).__name__, torch.optim.AdamW)
+    return partial(Learner, data, opt_func=opt_func)
+
+
+def test_two_fits_and_a_second_learner(callback, make):
+    for learn in (make(mlp()), make(mlp(), metrics=[accuracy])):
         for _ in range(2):
             learn.fit(1, callbacks=[callback])
 
 
-def test_its_state_is_plain_and_comes_back(callback, data):
-    Learner(data, mlp()).fit(1, callbacks=[callback])
+def test_its_state_is_plain_and_comes_back(callback, make):
+    make(mlp()).fit(1, callbacks=[callback])
     state = callback.state_dict()
     file = io.BytesIO()
     torch.save(checkpoint.plain(state, "state"), file)
@@ -77,13 +88,15 @@ def test_the_last_event_is_safe_without_the_first(callback, learn):
     callback.on_train_end(learn)
 
 
-def test_it_keeps_no_tie_to_the_learner(callback, data):
-    learn = Learner(data, mlp())
+def test_it_keeps_no_tie_to_the_learner(callback, make):
+    learn = make(mlp())
     learn.fit(1, callbacks=[callback])
     assert not any(value is learn for value in vars(callback).values())
 
 
-def test_an_error_in_the_middle_leaves_it_usable(callback, learn):
+def test_an_error_in_the_middle_leaves_it_usable(callback, make):
+    learn = make(mlp())
+
     class Fails(Callback):
         def on_backward_end(self, learn):
             raise ZeroDivisionError

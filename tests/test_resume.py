@@ -2,14 +2,16 @@
 
 import signal
 from dataclasses import replace
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 
 import pytest
-from helpers import same
+from helpers import same, weights
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
-from runs import FITS, LOADERS, Case, begin, end_of, go_on, in_child
+from runs import FITS, LOADERS, Case, begin, end_of, go_on, in_child, make
+
+from onecycle import EMA, Callback, Checkpoint, ScheduleFree
 
 EVENTS = 20  # batches of a run, of training and of validation
 
@@ -45,6 +47,7 @@ cases = st.builds(
     early=st.booleans(),
     decay=st.booleans(),
     best=st.sampled_from([None, "in memory", "file"]),
+    average=st.booleans(),
 )
 
 
@@ -91,6 +94,53 @@ def test_with_augmentation(folders, uninterrupted, at):
     assert in_child(begin, case, folder, {"every_steps": 2}, (at, signal.SIGKILL)) == -9
     assert in_child(go_on, case, folder) == 0
     assert differences(end_of(folder), uninterrupted(case)) == []
+
+
+@pytest.mark.parametrize("at", [0, 4, 7, 8, 9, 15, 19])
+@pytest.mark.parametrize(
+    "case",
+    [
+        Case(average=True),
+        Case(opt="schedule_free", fit="constant"),
+        Case(opt="schedule_free", fit="constant", loader="augmented", accumulate=3),
+    ],
+    ids=["averages", "schedule_free", "schedule_free_augmented"],
+)
+def test_with_averaged_weights(folders, uninterrupted, case, at):
+    folder = folders()
+    assert in_child(begin, case, folder, {"every_steps": 3}, (at, signal.SIGTERM)) == 143
+    assert in_child(go_on, case, folder) == 0
+    assert differences(end_of(folder), uninterrupted(case)) == []
+
+
+class Last(Callback):
+    """Ctrl-C once the last epoch is over, and so before on_train_end."""
+
+    def __init__(self, stops=True):
+        self.stops = stops
+
+    def on_epoch_end(self, learn):
+        if self.stops and learn.epoch + 1 == learn.stop_epoch:
+            signal.raise_signal(signal.SIGINT)
+
+
+@pytest.mark.parametrize(
+    ("opt", "callback"),
+    [
+        ("adamw", lambda: EMA(buffers="recompute", at_end=True)),
+        ("schedule_free", ScheduleFree),
+    ],
+)
+def test_what_is_left_of_a_run_that_has_seen_all_batches(tmp_path, opt, callback):
+    case = Case(opt=opt, loader="in_memory")
+    saver = partial(Checkpoint, tmp_path / "run.pt")
+    whole = make(case)
+    whole.fit(2, 0.01, callbacks=[callback()])
+    with pytest.raises(KeyboardInterrupt):
+        make(case).fit(2, 0.01, callbacks=[callback(), Last(), saver()])
+    rest = make(case)
+    rest.fit(2, 0.01, callbacks=[callback(), Last(stops=False), saver(resume=True)])
+    assert same(weights(rest), weights(whole))
 
 
 def test_the_checkpoint_itself_changes_nothing(folders, uninterrupted):
