@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from onecycle import checks, extension, finder, freezing, optimizers, plot, report
+from onecycle import checks, epochs_finder, extension, finder, freezing, optimizers, plot, report
 from onecycle import plan as plans
 from onecycle.callback import (
     Callback,
@@ -17,6 +17,7 @@ from onecycle.callback import (
 from onecycle.callbacks.lr_finder import LRFinder
 from onecycle.callbacks.scheduler import OneCycleScheduler, Plan
 from onecycle.callbacks.torch_scheduler import TorchScheduler
+from onecycle.epochs_found import EpochFind
 from onecycle.found import LRFind
 from onecycle.optimizers import LR
 from onecycle.schedules import (
@@ -534,6 +535,69 @@ class Learner(Trainer):
         options = halving.Options(n, eta, min_epochs, metric, mode, make, seed, backend, study)
         return halving.search(self, space, epochs, options)
 
+    def epoch_find(
+        self,
+        max_epochs: int = 32,
+        lr: LR | None = None,
+        branches: str = "auto",
+        metric: str | None = None,
+        target: float | None = None,
+        n_seeds: int = 1,
+        *,
+        method: str = "trunk",
+        show_plot: bool = True,
+    ) -> EpochFind:
+        """Measure how many epochs are enough; it leaves no other trace.
+
+        One run at a flat rate, half of the peak of a 1cycle, is read out after 1, 2, 4, ... epochs
+        by a mean of its latest weights, and at some of these budgets by a short anneal from a state
+        that was kept. That is at most 1.25 times the training of one run of `max_epochs`; a grid of
+        complete runs would take twice as long as the longest. `finish()` of the result anneals to
+        the chosen budget, so that nothing was trained in vain.
+
+        Callbacks do not run. Model, optimizer, generators, loader and history are restored bit for
+        bit, also after an error or Ctrl-C.
+
+        Args:
+            max_epochs: the largest budget.
+            lr: peak of the 1cycle that is planned, as in `fit_one_cycle`. None is the last
+                `lr_find`'s, or that of a new one.
+            branches: budgets that are annealed: "auto" is the knee and those beside it, "all",
+                "none".
+            metric: name of the metric that decides; None is the loss.
+            target: value of it that is enough.
+            n_seeds: trunks, each with its own order of batches; they cost as many times as much.
+            method: "trunk", or "double" for complete 1cycles of 1, 2, 4, ... epochs until one is no
+                better than the one before.
+            show_plot: whether a notebook shows the picture.
+
+        Raises:
+            ValueError, TypeError: an argument out of its range; no validation data; a metric that
+                is not a mean over samples, or does not say whether higher is better.
+
+        Source: Hagele et al. 2024 (arXiv 2405.18392) for one flat run in the place of many;
+        measured against complete 1cycles in `tests/benchmarks/epochs.py`.
+        """
+        budgets = epochs_finder.doublings(checks.integer("max_epochs", max_epochs))
+        checks.flag("show_plot", show_plot)
+        peak: LR | None = self.recorder.lr_find if lr is None else lr
+        if lr is None and (peak is None or peak != peak):
+            peak = self.lr_find(show_plot=False)
+        options = epochs_finder.Options(
+            budgets,
+            self._lrs("lr", peak),
+            checks.choice("branches", branches, epochs_finder.BRANCHES),
+            metric,
+            None if target is None else checks.real("target", target),
+            checks.integer("n_seeds", n_seeds),
+        )
+        found = epochs_finder.search(self, options, method, self._finish)
+        if not plot.in_notebook():
+            self.say(f"epoch_find: {found!r}")
+        elif show_plot and self.display.table:
+            found.plot()
+        return found
+
     def lr_at(
         self,
         epoch: int,
@@ -620,6 +684,12 @@ class Learner(Trainer):
         return report.write(self, path)
 
     # ---- small parts ---------------------------------------------------------------------------
+
+    def _finish(
+        self, epochs: range, n_epochs: int, lrs: list[float], scheduler: Callback, since: Trunk
+    ) -> None:
+        """Anneal a trunk of `epoch_find`, as a fit like any other."""
+        self._fit("epoch_find", epochs, n_epochs, lrs, None, scheduler, (), since=since)
 
     def _usable_trunk(self, strategy: str) -> Trunk | None:
         """Return the trunk that `strategy` is to go back to, None for none."""

@@ -85,6 +85,7 @@ class Loop:
         saved: dict[str, Any] | None = None,
         resumed: bool = False,
         aside: Reader | None = None,
+        number: int | None = None,
     ) -> None:
         """Train the `epochs` of a plan of `n_epochs`; on_train_end fires whatever happens.
 
@@ -97,6 +98,7 @@ class Loop:
             saved: the state of a run to go on with, see `state.capture`.
             resumed: it is of this very run, which `savers` have saved.
             aside: reads the batches of a rehearsal, which does not validate.
+            number: of the first epoch over all fits, which decides the order of its batches.
 
         Raises:
             RuntimeError: a run is under way already.
@@ -107,7 +109,7 @@ class Loop:
         self.callbacks, self.savers, self.over = callbacks, savers, False
         self.reader = aside or learn.data.reader()
         # Epochs are numbered over all fits, so that no two of them have the same order.
-        self.number = max(len(learn.recorder.history), epochs.start)
+        self.number = max(len(learn.recorder.history), epochs.start) if number is None else number
         modes = snapshot.modes_preserved(learn.model)
         with self._held(), self.interrupts, learn.network.running(), modes:
             try:

@@ -1,6 +1,9 @@
 """Losses: checked, inferred from the target, and what turns a model's output into predictions."""
 
 from collections.abc import Callable
+from copy import copy
+from functools import partial
+from inspect import signature
 from typing import Any
 
 import torch
@@ -39,7 +42,7 @@ def infer_loss(target: Any) -> Callable[[Tensor, Tensor], Tensor]:
     raise ValueError(f"loss_func cannot be inferred from a target that is {kind}: pass loss_func=")
 
 
-def cross_entropy(pred: Tensor, target: Tensor) -> Tensor:
+def cross_entropy(pred: Tensor, target: Tensor, reduction: str = "mean") -> Tensor:
     """Return the cross entropy of scores (N, C, ...) against classes (N, ...) of integers."""
     if not isinstance(pred, Tensor):
         raise _no_tensor(pred)
@@ -51,10 +54,11 @@ def cross_entropy(pred: Tensor, target: Tensor) -> Tensor:
         )
     # A callback may have made probabilities of classes.
     plain = target.dtype is torch.long or target.is_floating_point()
-    return functional.cross_entropy(pred, target if plain else target.long())
+    target = target if plain else target.long()
+    return functional.cross_entropy(pred, target, reduction=reduction)
 
 
-def mse_loss(pred: Tensor, target: Tensor) -> Tensor:
+def mse_loss(pred: Tensor, target: Tensor, reduction: str = "mean") -> Tensor:
     """Return the mean squared error; shapes that would only broadcast are refused."""
     if not isinstance(pred, Tensor):
         raise _no_tensor(pred)
@@ -64,12 +68,35 @@ def mse_loss(pred: Tensor, target: Tensor) -> Tensor:
             f"{tuple(pred.shape)} and the target {tuple(target.shape)}; make them equal, or pass "
             "loss_func="
         )
-    return functional.mse_loss(pred, target)
+    return functional.mse_loss(pred, target, reduction=reduction)
 
 
 def _no_tensor(pred: Any) -> TypeError:
     kind = type(pred).__name__
     return TypeError(f"loss_func cannot be inferred for a model that returns {kind}: pass it")
+
+
+def per_sample(loss_func: Any) -> Callable[[Any, Any], Tensor] | None:
+    """Return the loss of each sample as a function (pred, target) -> (N,); None if unknown.
+
+    It is known where the loss has torch's option `reduction`.
+
+    >>> each = per_sample(functional.mse_loss)
+    >>> each(torch.zeros(2, 3), torch.tensor([[1.0, 1.0, 1.0], [2.0, 2.0, 2.0]]))
+    tensor([1., 4.])
+    """
+    each: Callable[[Any, Any], Tensor]
+    if isinstance(loss_func, nn.Module):
+        if getattr(loss_func, "reduction", None) != "mean":
+            return None
+        each = copy(loss_func)
+        vars(each)["reduction"] = "none"
+    else:
+        own = getattr(loss_func, "func", loss_func)  # of a partial
+        if "reduction" not in signature(own).parameters:
+            return None
+        each = partial(loss_func, reduction="none")
+    return lambda pred, target: each(pred, target).reshape(len(target), -1).mean(1)
 
 
 def activation(loss_func: Any) -> Callable[[Tensor], Tensor] | None:

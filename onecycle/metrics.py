@@ -89,6 +89,16 @@ class MeanMetric:
         return self.finish(_wide(self.each(pred, target, **options)).mean()).float()
 
 
+def is_plain_mean(metric: Any) -> bool:
+    """Tell whether a metric is the mean of a value for each sample, and nothing else.
+
+    >>> is_plain_mean(accuracy), is_plain_mean(rmse)
+    (True, False)
+    """
+    own = metric.func if isinstance(metric, functools.partial) else metric
+    return isinstance(own, MeanMetric) and own.finish is _identity
+
+
 def _scores_of_classes(pred: Tensor, target: Tensor) -> Tensor:
     """Refuse one column, whose largest is always class 0, and targets that would broadcast."""
     if pred.ndim < 2 or pred.shape[1] < 2:

@@ -401,6 +401,37 @@ class Trainer:
         finally:
             vars(self).update(before)
 
+    @contextmanager
+    def aside(self) -> Iterator[Callable[..., None]]:
+        """Yield a function that trains aside; after the block nothing in the learner has changed.
+
+        run(epochs, n_epochs, callbacks, savers=(), saved=None, number=None) is `Loop.run` without
+        validation and without the learner's callbacks; each call goes on where the last one ended.
+
+        Raises:
+            RuntimeError: a run is under way already.
+        """
+        self.loop.require_rest()
+        self._use_optimizer()
+        before = self._counters()
+
+        def run(
+            epochs: range, n_epochs: int, callbacks: Sequence[Callback], **options: Any
+        ) -> None:
+            optimizers.set_mode(self.opt, training=True)
+            self._run(epochs, n_epochs, list(callbacks), aside=read(aside=True), **options)
+            optimizers.set_mode(self.opt, training=False)
+
+        read = self.data.reader
+        try:
+            with (
+                snapshot.surroundings_preserved(self.modules, self.data.train),
+                snapshot.training_preserved(self.modules, self.opt, self.training_step),
+            ):
+                yield run
+        finally:
+            vars(self).update(before)
+
     def __repr__(self) -> str:
         """Return model, optimizer and what was trained."""
         size = sum(parameter.numel() for parameter in self.model.parameters())
@@ -626,6 +657,7 @@ class Trainer:
 
     def _counters(self) -> dict[str, Any]:
         names = (
+            "scheduler",
             "epoch",
             "n_epochs",
             "stop_epoch",

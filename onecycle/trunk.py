@@ -46,13 +46,14 @@ class Trunk:
     path: Path | None = None
 
     def load(self) -> State:
-        """Return the state.
+        """Return the state, in tensors of its own: an optimizer trains in those that it is given.
 
         Raises:
             FileNotFoundError, ValueError: its file is gone or damaged.
         """
         if self.state is not None:
-            return self.state
+            copy: State = copied(self.state)
+            return copy
         loaded = checkpoint.load(self.path or "")
         return {name: loaded[name] for name in ("model", "optimizer", "run")}
 
