@@ -258,6 +258,7 @@ def _by_doubling(learn: Trainer, options: Options, read: ReadOut, finish: Finish
         target=options.target,
         seconds=seconds,
         cost=options.n_seeds * sum(budgets) / budgets[-1],
+        kind="cycle",
     )
 
 

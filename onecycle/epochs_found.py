@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 
+KINDS = {"averaged": "averaged weights", "cycle": "complete 1cycles"}
+
+
 @dataclass(frozen=True)
 class Measured:
     """The loss or a metric of every read-out, sample by sample.
@@ -50,6 +53,7 @@ class EpochFind:
         target: a value of the deciding measure; the smallest budget that reaches it is taken.
         seconds: of training for one epoch.
         cost: epochs that were trained, over the largest budget.
+        kind: "averaged", or "cycle" where `averaged` is of complete 1cycles; columns are called so.
         finish: is called with a budget and leaves a finished model of that many epochs.
 
     Attributes:
@@ -64,11 +68,12 @@ class EpochFind:
             that decides; gain on the budget before, per doubling and relative, and gain_se, both by
             averaged weights; minutes of a run.
         averaged, annealed: a `budget.Curve` by name of the measure; annealed lacks those without.
-        judged: the curve that decides.
+        judged: the curve that decides, of averaged weights.
 
-    Annealed and averaged weights are never compared with each other: the annealed ones decide
-    `epochs` and the verdict where two budgets or more have them, else the averaged ones. Where the
-    largest budget was not annealed, the verdict ends with what the averaged weights say.
+    Annealed and averaged weights are never compared with each other. The averaged ones decide:
+    there is a value at every budget, and where complete 1cycles are the judge they choose better
+    than short anneals do (`tests/benchmarks/epochs.py`). The annealed ones tell what `finish`
+    reaches.
 
     With one seed the standard errors are those of the validation sample only: another seed may
     differ by more. The best of a few budgets was chosen on that sample: confirm it on a test set.
@@ -94,9 +99,11 @@ class EpochFind:
         target: float | None = None,
         seconds: float = math.nan,
         cost: float = math.nan,
+        kind: str = "averaged",
         finish: Callable[[int], None] | None = None,
     ) -> None:
         self.by = checks.choice("by", by, list(measures))
+        self.kind = checks.choice("kind", kind, list(KINDS))
         self.tol = checks.real("tol", tol, low=0.0)
         self.target = None if target is None else checks.real("target", target)
         self.averaged = {
@@ -107,7 +114,9 @@ class EpochFind:
             name: _annealed(m, self.averaged[name]) for name, m in measures.items() if m.annealed
         }
         self.lr, self.seconds, self.cost, self._finish = lr, seconds, cost, finish
-        self.judged = self._judged()
+        self.judged = self.averaged[by]
+        if np.isinf(self.judged.costs).all():
+            raise ValueError(f"{by} is finite at no budget: train at a lower lr")
         self.knee = budget.knee(self.averaged[by], self.tol)
         reached = None if target is None else budget.smallest_reaching(self.judged, target)
         self.epochs = reached or budget.smallest_within_one_se(self.judged)
@@ -146,10 +155,14 @@ class EpochFind:
         return plot_epoch_find.budgets(self, ax)
 
     @property
+    def label(self) -> str:
+        """What was read out, in words."""
+        return KINDS[self.kind]
+
+    @property
     def guess(self) -> Guess | None:
         """What the next doubling may bring; None without a trend that reaches the last budget."""
-        far = self.judged.budgets[-1] == self.averaged[self.by].budgets[-1]
-        return budget.extrapolate(self.judged) if far else None
+        return budget.extrapolate(self.judged)
 
     def __getstate__(self) -> dict[str, Any]:
         """Copy and pickle the numbers; the weights stay with the learner."""
@@ -170,20 +183,9 @@ class EpochFind:
         ]
         return f"<p>{escape(repr(self))}</p>\n{html_table(rows, head, kind='onecycle-epoch-find')}"
 
-    def _judged(self) -> Curve:
-        """The curve that decides; one annealed budget is nothing to compare."""
-        annealed = self.annealed.get(self.by)
-        curve = annealed if annealed and len(annealed.budgets) > 1 else self.averaged[self.by]
-        if np.isinf(curve.costs).all():
-            raise ValueError(f"{self.by} is finite at no budget: train at a lower lr")
-        return curve
-
     def _verdict(self, reached: int | None) -> str:
-        """The sentence: the target, the deciding curve, and the other where it goes further."""
-        averaged, text = self.averaged[self.by], budget.verdict(self.judged, self.tol)
-        other = budget.verdict(averaged, self.tol)
-        if self.judged.budgets[-1] < averaged.budgets[-1] and other != text:
-            text = f"{text}; averaged weights: {other}"
+        """The sentence: the target, and where the curve goes."""
+        text = budget.verdict(self.judged, self.tol)
         text = text if self.by == "loss" else f"by {self.by} {text}"
         if self.target is None:
             return text
@@ -196,7 +198,7 @@ class EpochFind:
         budgets = averaged.budgets
         columns: dict[str, list[float]] = {}
         for name, curve in self.averaged.items():
-            columns[f"averaged_{name}"] = curve.means.tolist()
+            columns[f"{self.kind}_{name}"] = curve.means.tolist()
             columns[f"annealed_{name}"] = _spread(self.annealed.get(name), "means", budgets)
         columns["se"] = averaged.errors.tolist()
         columns["annealed_se"] = _spread(annealed, "errors", budgets)

@@ -55,7 +55,7 @@ def _curves(found: EpochFind, ax: Axes, name: str) -> None:
     """Draw one measure over budgets: averaged as a line in its band, annealed as points."""
     averaged, annealed = found.averaged[name], found.annealed.get(name)
     x, means, errors = np.asarray(averaged.budgets), averaged.means, averaged.errors
-    ax.plot(x, means, "o-", **plot.CLEAR, markersize=4, label="averaged weights")
+    ax.plot(x, means, "o-", **plot.CLEAR, markersize=4, label=found.label)
     several = len(averaged.values) > 1
     if several:
         ax.plot(
@@ -83,7 +83,7 @@ def _finish(found: EpochFind, ax: Axes, name: str) -> None:
 
 def _guess(found: EpochFind, guess: Guess, ax: Axes) -> None:
     """Draw the next doubling."""
-    curve, color = found.judged, "C0" if found.judged is found.averaged[found.by] else "C1"
+    curve, color = found.judged, "C0"
     x, start = [curve.budgets[-1], guess.epochs], float(curve.means[-1])
     ax.fill_between(x, [start, guess.low], [start, guess.high], color=color, **BAND)
     label = f"guess at {guess.epochs}"

@@ -59,24 +59,17 @@ def test_one_epoch_is_no_plural():
     assert repr(find([0.4, 0.4, 0.4, 0.4])).startswith("EpochFind(1 epoch, knee 1, ")
 
 
-def test_annealed_values_decide_where_two_budgets_have_them():
-    found = find(FLAT, branches(_2=0.30, _4=0.38))
-    assert (found.epochs, found.knee) == (2, 4)
-    assert found.judged is found.annealed["loss"]
-    said = "overfits after 2: use 2, or regularise more; averaged weights: flat after 4"
-    assert found.verdict == said
-
-
-def test_annealed_and_averaged_values_are_never_compared():
-    found = find(FLAT, branches(_1=0.1))
-    assert found.epochs == 4
+def test_averaged_weights_decide_whatever_annealed_ones_say():
+    found = find(FLAT, branches(_1=0.1, _2=0.30, _4=0.38))
+    assert (found.epochs, found.knee) == (4, 4)
     assert found.judged is found.averaged["loss"]
+    assert found.verdict == "flat after 4"
 
 
-def test_the_averaged_weights_are_not_asked_where_the_last_budget_is_annealed():
-    found = find(OVERFITS, branches(_4=0.4, _8=0.3))
-    assert found.verdict.startswith("still improving at 8")
-    assert "averaged" not in found.verdict
+def test_complete_cycles_are_called_so():
+    found = find(FLAT, kind="cycle")
+    assert found.table[0]["cycle_loss"] == pytest.approx(FLAT[0])
+    assert "complete 1cycles" in names(found.plot())
 
 
 def test_a_metric_decides_if_asked():
@@ -100,7 +93,7 @@ def test_a_target_is_reached_or_it_is_said(target, epochs, said):
 
 
 def test_a_target_is_a_value_of_what_is_judged():
-    assert find(FLAT, branches(_2=0.35, _4=0.3), target=0.38).epochs == 2
+    assert find(FLAT, branches(_1=0.35, _2=0.35), target=0.45).epochs == 4
 
 
 def test_tol_moves_the_knee():
@@ -209,10 +202,10 @@ def test_the_band_is_the_standard_error_against_the_best():
     assert np.ptp(first) == pytest.approx(2 * found.table[0]["se"])
 
 
-def test_annealed_budgets_are_points_and_hold_the_choice():
+def test_annealed_budgets_are_points():
     ax = find(FLAT, branches(_2=0.45, _4=0.38)).plot()
     assert "annealed" in names(ax)
-    assert drawn(ax)["chosen: 4 epochs"].get_ydata() == pytest.approx([0.38])
+    assert drawn(ax)["chosen: 4 epochs"].get_ydata() == pytest.approx([FLAT[2]])
 
 
 def test_a_guess_is_drawn_one_doubling_further_and_only_of_a_trend():
@@ -221,7 +214,7 @@ def test_a_guess_is_drawn_one_doubling_further_and_only_of_a_trend():
     assert list(x) == [8, 16]
     assert list(y) == pytest.approx([0.52, found.guess.value])
     assert found.guess.value == pytest.approx(0.52 - 0.08 * 0.8)
-    for none in (find(FLAT), find(OVERFITS), find(IMPROVING, branches(_1=0.9, _2=0.7, _4=0.6))):
+    for none in (find(FLAT), find(OVERFITS)):
         assert none.guess is None
         assert not [name for name in names(none.plot()) if "guess" in name]
 
