@@ -123,8 +123,8 @@ class Learner(Trainer):
             tot_epochs: epochs of the whole cycle, when this call trains only a part of it.
                 None means start_epoch + epochs.
             start_epoch: epochs of the cycle that earlier calls have trained.
-            minutes: train for so long instead of `epochs`, or at most so long: the clock is the
-                progress of the cycle, which is complete in any case; see `TimeBudget`.
+            minutes: train for so long instead of `epochs`, or at most so long, as in `fit`: the
+                clock is the progress of the cycle, which is complete in any case.
             keep_trunk: keep the run as it was before the anneal for `extend`: in memory, if it is
                 not larger than 1 GB; a path keeps it in a file, False nowhere.
         """

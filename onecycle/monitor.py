@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import math
+from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 from onecycle import checks, metrics
@@ -78,6 +79,18 @@ class Monitor:
         if improved:
             self.best, self.epoch = value, row["epoch"]
         return improved
+
+    def judged(self, learn: Trainer) -> AbstractContextManager[None]:
+        """Return the context in which the model has the weights that the column is of.
+
+        They are averaged ones where the column has the prefix of a callback that averages.
+        """
+        for callback in learn.loop.callbacks:
+            prefix = getattr(callback, "prefix", None)
+            if isinstance(prefix, str) and self.monitor.startswith(f"{prefix}_"):
+                averaged: AbstractContextManager[None] = callback.applied(learn)  # type: ignore[attr-defined]
+                return averaged
+        return nullcontext()
 
     def state_dict(self) -> dict[str, Any]:
         """Return the best value and its epoch."""

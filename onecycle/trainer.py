@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler
 
 from onecycle import batch as batches
-from onecycle import checkpoint, checks, files, optimizers, resuming, snapshot
+from onecycle import checkpoint, checks, files, hints, optimizers, resuming, snapshot
 from onecycle import plan as plans
 from onecycle.callback import (
     Callback,
@@ -132,6 +132,7 @@ class Trainer:
         self.loss: Any = None
         self.loop = Loop()
         self.plan: dict[str, Any] = {}
+        self.hints = True
         self.budget: TimeBudget | None = None  # of this fit
         self.trunk: Trunk | None = None  # of the last fit
         self.scheduler: Any = None  # who moves the learning rate in this fit
@@ -154,8 +155,9 @@ class Trainer:
 
         Args:
             epochs: at least 1.
-            minutes: train for so long instead, or at most so long; the progress of a schedule is
-                then the clock, see `TimeBudget`.
+            minutes: train for so long instead, or at most so long. The progress of a schedule is
+                then the clock, validations included, and still goes to its end; the run ends
+                within a step and a validation of the time.
             lr: a number, `slice(first, last)`, `slice(last)` or one for each layer group. A number
                 is for the last group, and the others keep the ratios that the optimizer has. None
                 is the optimizer's.
@@ -211,7 +213,7 @@ class Trainer:
             scheduler: moves the rates.
             callbacks: of this fit.
             saved: a run to resume, and its file.
-            minutes: see `TimeBudget`.
+            minutes: see `callbacks.time_budget`.
             keep_trunk: whether and where to keep the run before its anneal.
             since: go on from there, and not from what is trained by now.
             asked: what else tells this plan from another one.
@@ -275,6 +277,11 @@ class Trainer:
                     if saver.stopped is not None:
                         self.say(saver.stopped)
                     saver.stopped = None
+
+        advice = hints.hint(self.recorder.plans) if self.hints and self.display.table else None
+        if advice is not None:
+            self.say(advice)
+            self.hints = False
 
     def _budget(self, minutes: float, n_epochs: int) -> TimeBudget:
         if isinstance(self.scheduler, TorchScheduler):

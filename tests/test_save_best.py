@@ -7,7 +7,16 @@ import pytest
 import torch
 from helpers import Cancels, Halt, Kept, Told, mlp, plain, same, sgd, weights
 
-from onecycle import Callback, Checkpoint, Learner, SaveBest, accuracy, checkpoint
+from onecycle import (
+    EMA,
+    Callback,
+    Checkpoint,
+    EarlyStopping,
+    Learner,
+    SaveBest,
+    accuracy,
+    checkpoint,
+)
 
 NAN = math.nan
 
@@ -185,3 +194,17 @@ def test_resumed_it_goes_on_with_its_best(data, tmp_path, path, at):
     assert best.monitor.best == 1
     assert same(weights(learn), weights(whole))
     assert same(in_file(path), in_file(tmp_path / "whole.pt"))
+
+
+@pytest.mark.parametrize("keep", ["memory", "file"])
+def test_by_a_column_of_averaged_weights_the_averaged_weights_are_kept(data, tmp_path, keep):
+    ema = EMA(half_life=0.5)
+    keeper = (
+        EarlyStopping("ema_valid_loss", patience=9, restore_best=True)
+        if keep == "memory"
+        else SaveBest(tmp_path / "best.pt", "ema_valid_loss")
+    )
+    learn = Learner(data, mlp())
+    learn.fit(3, 0.01, callbacks=[ema, keeper])
+    best = min(row["ema_valid_loss"] for row in learn.recorder.history)
+    assert learn.validate()["valid_loss"] == best

@@ -25,7 +25,8 @@ class SaveBest(Callback):
 
     Args:
         path: the file; its folder is made. `Checkpoint` needs another one.
-        monitor: the column of the history to go by, such as "valid_loss" or "accuracy".
+        monitor: the column of the history to go by, such as "valid_loss" or "accuracy"; for
+            "ema_valid_loss" and the like, the weights that are kept are the averaged ones.
         min_delta: what a value must be better by.
         mode: "min" or "max" is better; None asks the metric, of losses less is better.
         load: take the weights of the best epoch at the end.
@@ -101,6 +102,7 @@ class SaveBest(Callback):
         learn.training_step.guard.settle(learn)
         run = self._run or uuid.uuid4().hex
         mark = {"run": run, "monitor": self.monitor.monitor, **self.monitor.state_dict()}
-        states = checkpoint.states(learn.model, learn.opt)
-        checkpoint.save(self.path, {**states, "best": mark})
+        with self.monitor.judged(learn):
+            states = checkpoint.states(learn.model, learn.opt)
+            checkpoint.save(self.path, {**states, "best": mark})
         self._run = run

@@ -41,7 +41,8 @@ class EarlyStopping(Callback):
     A cancelled epoch, which has no value, counts for nothing. Every fit begins afresh.
 
     Args:
-        monitor: the column of the history to go by, such as "valid_loss" or "accuracy".
+        monitor: the column of the history to go by, such as "valid_loss", "accuracy" or, of
+            averaged weights, "ema_valid_loss".
         patience: epochs, at least 1.
         min_delta: what a value must be better by.
         mode: "min" or "max" is better; None asks the metric, of losses less is better.
@@ -116,7 +117,8 @@ class EarlyStopping(Callback):
         """Judge the epoch; stop, or begin the cooldown, or end it."""
         if self._best.look(learn) and self.restore_best:
             learn.training_step.guard.settle(learn)
-            self._weights = state.weights(learn.modules)
+            with self._best.judged(learn):
+                self._weights = state.weights(learn.modules)
         if self._ramp is not None and learn.epoch == self._ramp.last_epoch:
             raise CancelTrain
         improved = self.monitor.look(learn)
