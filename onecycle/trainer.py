@@ -265,7 +265,7 @@ class Trainer:
                     epochs,
                     n_epochs,
                     everyone,
-                    savers=[*savers, *keepers],
+                    savers=[*keepers, *savers],  # or a kill between them would lose the trunk
                     saved=state,
                     resumed=saved is not None,
                 )

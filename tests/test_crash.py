@@ -60,7 +60,8 @@ def check_kills(tmp_path, n):
         if not found[1]["run"]["finished"]:
             assert in_child(go_on, CASE, folder) == 0
             assert same(end_of(folder), end_of(whole)), number
-            assert {file.name for file in folder.iterdir()} == {"run.pt", "run.pt.1", "end.pt"}
+            there = {file.name for file in folder.iterdir()}
+            assert there == {"run.pt", "run.pt.1", "run.pt.trunk", "end.pt"}
 
 
 def test_a_run_that_is_killed_at_any_moment_ends_the_same(tmp_path):
