@@ -20,12 +20,12 @@ RULES = ("every_epochs", "every_steps", "every_minutes", "keep", "on_error")
 class Checkpoint(Callback):
     """Save a run as it goes, with all it depends on, so that killed and resumed it ends the same.
 
-    `path` is the newest checkpoint, `path.1`, `path.2`, ... the ones before it; `path.trunk` is what
-    `Learner.extend` goes back to, where the fit keeps that. A file is complete
-    before it takes its name, so whatever happens there is one to go on from: by
-    `learn.resume(path)`, or by running the same script again with `resume=True`. Without a run that
-    is unfinished, `resume=True` begins a new one, and a new run replaces the files of an old one.
-    `learn.load(path)` takes model and optimizer out of it, and no run.
+    `path` is the newest checkpoint, `path.1`, `path.2`, ... the ones before it; `path.trunk` is
+    what `Learner.extend` goes back to, where the fit keeps that. A file is complete before it takes
+    its name, so whatever happens there is one to go on from: by `learn.resume(path)`, or by running
+    the same script again with `resume=True`. Without a run that is unfinished, `resume=True` begins
+    a new one, and a new run replaces the files of an old one. `learn.load(path)` takes model and
+    optimizer out of it, and no run.
 
     The first is written before the first step, the last when the fit is over. In between a run is
     saved between two batches. Where the training data cannot be brought to a place within an epoch,
