@@ -166,7 +166,8 @@ class Averaging(Callback):
 
     def on_train_begin(self, learn: Learner) -> None:
         """Begin anew with this fit."""
-        alike = [cb for cb in learn.loop.callbacks if getattr(cb, "prefix", None) == self.prefix]
+        others = [cb for cb in learn.loop.callbacks if isinstance(cb, Averaging)]
+        alike = [cb for cb in others if cb.prefix == self.prefix]
         if len(alike) > 1:
             raise ValueError(
                 f"callbacks: {len(alike)} would write the columns {self.prefix}_...; give each "

@@ -246,6 +246,8 @@ def verdict(curve: Curve, tol: float = TOL) -> str:
     if len(curve.budgets) == 1:
         return f"only {last} was tried: try {2 * last}"
     gain, se = (float(each[-1]) for each in gains(curve))
+    if math.isnan(gain):
+        return f"diverged at {curve.budgets[-2]}: use {chosen}, or a lower learning rate"
     gained = f"the last doubling gained {_percent(gain, se)}"
     if _clear(*curve.difference(-1, curve.best)):
         return f"overfits after {curve.budgets[curve.best]}: use {chosen}, or regularise more"

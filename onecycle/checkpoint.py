@@ -132,6 +132,8 @@ def restore(path: files.PathLike, model: nn.Module, opt: torch.optim.Optimizer |
         else:
             optimizers.load(opt, saved["optimizer"]["state"])
     model.load_state_dict(saved["model"])
+    if opt is not None:
+        optimizers.set_mode(opt, training=False)  # a run is saved where it trains
 
 
 def states(model: nn.Module, opt: torch.optim.Optimizer) -> dict[str, Any]:

@@ -43,10 +43,7 @@ def write(path: PathLike, fill: Callable[[BinaryIO], object], keep: int = 1) -> 
         OSError: the file cannot be written; what was there before is still there.
     """
     path = as_path(path)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise type(error)(f"path: {str(path)!r} cannot be written: {error}") from error
+    _make_folder(path)
     _remove_leftovers(path)
     _settle(path, keep)
     temporary = path.with_name(f"{_prefix(path)}{uuid.uuid4().hex}")
@@ -75,9 +72,32 @@ def write(path: PathLike, fill: Callable[[BinaryIO], object], keep: int = 1) -> 
     return path
 
 
+def require_writable(path: PathLike) -> None:
+    """Make the folder of `path`, and see whether a file can be written there; `path` stays.
+
+    Raises:
+        OSError: it cannot.
+    """
+    path = as_path(path)
+    _make_folder(path)
+    temporary = path.with_name(f"{_prefix(path)}{uuid.uuid4().hex}")
+    try:
+        temporary.touch(exist_ok=False)
+        temporary.unlink()
+    except OSError as error:
+        raise type(error)(f"path: {str(path)!r} cannot be written: {error}") from error
+
+
 def write_text(path: PathLike, text: str) -> Path:
     """Write `text` to `path` as UTF-8, whole or not at all, and return the path."""
     return write(path, lambda file: file.write(text.encode()))
+
+
+def _make_folder(path: Path) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise type(error)(f"path: {str(path)!r} cannot be written: {error}") from error
 
 
 def versions(path: PathLike) -> list[Path]:

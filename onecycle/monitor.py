@@ -14,7 +14,6 @@ if TYPE_CHECKING:
     from onecycle.trainer import Trainer
 
 MODES = ("min", "max")
-LOSSES = ("train_loss", "valid_loss")
 
 
 class Monitor:
@@ -85,10 +84,9 @@ class Monitor:
 
         They are averaged ones where the column has the prefix of a callback that averages.
         """
-        for callback in learn.loop.callbacks:
-            prefix = getattr(callback, "prefix", None)
-            if isinstance(prefix, str) and self.monitor.startswith(f"{prefix}_"):
-                averaged: AbstractContextManager[None] = callback.applied(learn)  # type: ignore[attr-defined]
+        for callback in averaging(learn):
+            if self.monitor in (f"{callback.prefix}_{name}" for name in validated(learn)):
+                averaged: AbstractContextManager[None] = callback.applied(learn)
                 return averaged
         return nullcontext()
 
@@ -107,17 +105,26 @@ class Monitor:
 
 def columns(learn: Trainer) -> dict[str, Metric | None]:
     """Return what the rows of a fit of `learn` can be followed by: metrics by name, losses None."""
-    scores: dict[str, Metric | None] = {}
-    if learn.data.valid is not None:
-        scores = {"valid_loss": None, **metrics.named(learn.metrics)}
-    prefixes = [getattr(callback, "prefix", None) for callback in learn.loop.callbacks]
+    scores = validated(learn)
     averaged = {
-        f"{prefix}_{name}": metric
-        for prefix in prefixes
-        if isinstance(prefix, str)
+        f"{callback.prefix}_{name}": metric
+        for callback in averaging(learn)
         for name, metric in scores.items()
     }
     return {"train_loss": None, **scores, **averaged}
+
+
+def validated(learn: Trainer) -> dict[str, Metric | None]:
+    """Return what a validation scores: metrics by name, of the loss None."""
+    if learn.data.valid is None:
+        return {}
+    return {"valid_loss": None, **metrics.named(learn.metrics)}
+
+
+def averaging(learn: Trainer) -> list[Any]:
+    """Return the callbacks that validate averaged weights, see `averaging.Averaging`."""
+    parts = "prefix", "applied"
+    return [cb for cb in learn.loop.callbacks if all(hasattr(cb, part) for part in parts)]
 
 
 def _mode(name: str, metric: Metric | None) -> str:

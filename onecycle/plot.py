@@ -68,15 +68,18 @@ def losses(
     valid: Sequence[tuple[float, float]],
     ax: Axes | None = None,
     *,
+    averaged: Mapping[str, Sequence[tuple[float, float]]] | None = None,
     borders: Sequence[float] = (),
     log: bool = False,
 ) -> Axes:
-    """Draw the training loss of every step and the validation loss after each epoch."""
+    """Draw the training loss of every step and the validation losses after each epoch."""
     ax = axes(ax)
     ax.plot(epochs, raw, **FAINT, label="training")
     ax.plot(epochs, smoothed, **CLEAR, label="training, smoothed")
     if valid:
         ax.plot(*zip(*valid, strict=True), "o-", color="C1", markersize=4, label="validation")
+    for i, (name, points) in enumerate((averaged or {}).items(), start=2):
+        ax.plot(*zip(*points, strict=True), ".--", color=f"C{i}", linewidth=1.0, label=name)
     finite = raw[np.isfinite(raw)]
     if log and len(finite) and not (finite > 0).any():
         raise ValueError("log=True needs losses above 0, there are none")

@@ -10,6 +10,9 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from onecycle import checkpoint, state
+from onecycle.callbacks.recorder import Recorder
+from onecycle.callbacks.save_best import SaveBest
+from onecycle.callbacks.stopping import EarlyStopping
 from onecycle.data.reading import positioned_by
 
 if TYPE_CHECKING:
@@ -18,6 +21,7 @@ if TYPE_CHECKING:
 LIMIT = 1 << 30  # bytes of a trunk that is kept in memory
 GRID = 1000  # points of a schedule that are looked at for its anneal
 ROUNDING = 1e-9
+JUDGES = (Recorder, EarlyStopping, SaveBest)
 State = dict[str, Any]
 Values = dict[str, list[float]]
 
@@ -100,9 +104,10 @@ class TrunkKeeper:
             return  # the end of the epoch will do
         learn.training_step.guard.settle(learn)
         taken = state.capture(learn, epoch_over=epoch_over)
-        # History goes on from where it is; all that trains goes back.
-        own = [(name, memory) for name, memory in taken["run"]["callbacks"] if name != "Recorder"]
-        taken["run"]["callbacks"] = own
+        # History goes on from where it is, and who judges by it begins anew; all that trains goes
+        # back.
+        own = zip(learn.loop.callbacks, taken["run"]["callbacks"], strict=True)
+        taken["run"]["callbacks"] = [memory for cb, memory in own if not isinstance(cb, JUDGES)]
         inside = 1.0 if epoch_over else done / learn.batches_per_epoch
         self._keep(learn, taken, learn.epoch + inside)
         self._leave(learn)

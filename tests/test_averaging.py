@@ -1,8 +1,10 @@
 """Averaged weights: what is averaged, when it is used, and that training does not notice."""
 
 import copy
+import gc
 import math
 import sys
+import weakref
 
 import pytest
 import torch
@@ -88,6 +90,25 @@ def test_half_precision_is_averaged_in_single():
     assert all((v == 1.0 + 1.0 / 512).all() for v in average.values.values())
 
 
+def test_parameters_of_whole_numbers_are_left_alone():
+    model = nn.ParameterDict({"i": nn.Parameter(torch.arange(3), requires_grad=False)})
+    model["c"] = nn.Parameter(torch.ones(2, dtype=torch.complex64))
+    average = Average(model)
+    model["c"].data *= 3
+    average.update(0.5)
+    assert average.values.keys() == {"c"}
+    assert torch.equal(average.values["c"], torch.full((2,), 2.0, dtype=torch.complex64))
+
+
+def test_the_model_is_let_go_after_the_fit(data):
+    ema, learn = EMA(), Learner(data, plain())
+    learn.fit(1, 0.1, callbacks=[ema])
+    there = weakref.ref(learn.model.weight)
+    del learn
+    gc.collect()
+    assert there() is None
+
+
 def test_frozen_parameters_stay_as_they_are(data):
     ema = EMA(at_end=True)
     learn = Learner(data, mlp(), splitter=split_in_two)
@@ -170,6 +191,17 @@ def test_two_of_one_prefix_are_refused_and_another_prefix_is_taken(data):
     two.prefix = "slow"
     learn.fit(1, 0.01, callbacks=[one, two])
     assert {"ema_valid_loss", "slow_valid_loss"} <= learn.recorder.history[-1].keys()
+
+
+def test_losses_of_averages_are_drawn_with_the_losses(data):
+    learn = Learner(data, mlp(), metrics=[accuracy])
+    learn.fit(2, 0.01, callbacks=[EMA(), SWA(0.5)])
+    lines = {line.get_label(): line for line in learn.recorder.plot_losses().lines}
+    assert list(lines)[2:] == ["validation", "ema_valid_loss", "swa_valid_loss"]
+    column = learn.recorder.columns()["ema_valid_loss"]
+    assert lines["ema_valid_loss"].get_ydata().tolist() == column
+    names = [line.get_label() for line in learn.recorder.plot_metrics().lines]
+    assert names == ["accuracy", "ema_accuracy", "swa_accuracy"]
 
 
 # ---- applied -------------------------------------------------------------------------------------
@@ -314,6 +346,14 @@ def test_recomputed_statistics_are_those_by_hand(fitted):
         assert torch.allclose(norm.running_var, variance, atol=1e-6)
         assert norm.momentum == 0.1
         assert norm.num_batches_tracked == 20
+
+
+def test_dropout_is_off_while_they_are_recomputed(data):
+    net = nn.Sequential(nn.Dropout(0.5), nn.BatchNorm1d(64), nn.Linear(64, 10))
+    learn = Learner(data, net)
+    estimate_norms(learn)
+    mean = torch.stack([x.mean(0) for x, _ in data.train]).mean(0)
+    assert torch.allclose(net[1].running_mean, mean, atol=1e-6)
 
 
 def test_at_most_fifty_batches_are_read(digit_tensors):

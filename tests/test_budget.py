@@ -133,7 +133,7 @@ def test_many_samples_take_little_memory():
         ([0.4, 0.5, 0.6, 0.7, 0.8], 1, 1, "overfits after 1: use 1, or regularise more"),
         ([0.9, 0.5, 0.4, 0.3, 0.3 - 0.002], 16, 8, "levels off at 16: the last doubling gained 0"),
         ([0.9, 0.5, 0.4, 0.3, math.nan], 8, 8, "diverged after 8: use 8, or a lower learning rate"),
-        ([0.9, math.inf, 0.8], 4, 1, "unclear at 4: the last doubling gained"),
+        ([0.9, math.inf, 0.8], 4, 1, "diverged at 2: use 4, or a lower learning rate"),
         ([0.9], 1, None, "only 1 was tried: try 2"),
     ],
 )
@@ -181,6 +181,10 @@ def test_one_batch_decides_by_its_means():
 def test_nothing_finite_is_said():
     curve = Curve([1, 2], [[math.nan], [math.inf]])
     assert budget.verdict(curve) == "diverged at every budget: use a lower learning rate"
+
+
+def test_a_difference_is_weighted():
+    assert Curve([1, 2], [[1.0, 3.0], [0.0, 0.0]], weights=[3, 1]).difference(0, 1)[0] == 1.5
 
 
 def test_a_gain_is_counted_per_doubling():

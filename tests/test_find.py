@@ -6,7 +6,7 @@ import numpy as np
 import optuna
 import pytest
 import torch
-from helpers import LOADERS, Halt, Trouble, everything, make, mlp, plain, same, sgd, weights
+from helpers import LOADERS, Halt, Told, Trouble, everything, make, mlp, plain, same, sgd, weights
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
@@ -124,6 +124,21 @@ def test_the_table_has_what_the_rungs_say(learn):
     assert " ".join(found.table[0]) == columns
 
 
+def test_the_learner_is_of_the_longest_cycles_even_if_a_shorter_one_was_better(data):
+    def network():
+        told = Told([0.0, 1.0, 2.0, 3.0])
+        return Learner(data, plain(), metrics={"told": told}, callbacks=[told])
+
+    options = {"metric": "told", "mode": "min", "make": network, "backend": "own"}
+    found = Learner(data, plain()).find({"max_lr": [0.01, 0.1]}, 4, n=2, eta=2, **options)
+    assert [found.score, len(found.learner.recorder.history)] == [3.0, 4]
+
+
+def test_the_seed_is_added_to_that_of_the_data(learn):
+    scores = [learn.find({"max_lr": [0.01]}, 1, seed=seed).score for seed in (0, 1)]
+    assert scores[0] != scores[1]
+
+
 def test_a_trial_is_what_a_fit_of_this_learner_would_be(learn):
     learn.fit_one_cycle(1, 0.01)
     found = learn.find({"max_lr": [0.02], "wd": [0.1], "moms": [(0.9, 0.8)]}, epochs=2)
@@ -236,6 +251,8 @@ def test_another_metric_says_itself_which_way_is_better(data):
     assert found.best == {"max_lr": 1e-2}
     right.higher_is_better = True
     assert is_higher_better("right", None, {"right": right})
+    assert is_higher_better("no_loss", None, {"no_loss": right})
+    assert not is_higher_better("own_loss", None, {})
     assert not is_higher_better("right", "min", {"right": right})
 
 

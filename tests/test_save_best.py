@@ -163,6 +163,26 @@ def test_a_path_that_another_callback_writes_is_refused(data, path, make):
         learn.fit(1, callbacks=[SaveBest(path), make(path)])
 
 
+def test_a_file_that_cannot_be_written_is_told_before_the_first_step(data, tmp_path):
+    (tmp_path / "file").touch()
+    learn = Learner(data, plain())
+    with pytest.raises(OSError, match="cannot be written"):
+        learn.fit(1, 0.1, callbacks=[SaveBest(tmp_path / "file" / "best.pt")])
+    assert not len(learn.recorder.losses)
+    learn.fit(1, 0.1, callbacks=[Cancels(0), SaveBest(tmp_path / "new" / "best.pt")])
+    assert not list((tmp_path / "new").iterdir())
+
+
+@pytest.mark.parametrize("name", ["a/../run.pt", "run.pt.1", "run.pt.2", "run.pt.trunk"])
+def test_so_is_any_other_file_of_a_checkpoint(data, tmp_path, name):
+    learn = Learner(data, plain())
+    given = [SaveBest(tmp_path / name), Checkpoint(tmp_path / "run.pt", keep=3)]
+    with pytest.raises(ValueError, match=r"path: .* is written by a \w+, too"):
+        learn.fit_one_cycle(1, 0.1, callbacks=given)
+    given = [SaveBest(tmp_path / "run.pt.3"), Checkpoint(tmp_path / "run.pt", keep=3)]
+    learn.fit_one_cycle(1, 0.1, callbacks=given)
+
+
 @pytest.mark.parametrize(
     ("arguments", "error"),
     [
@@ -207,4 +227,28 @@ def test_by_a_column_of_averaged_weights_the_averaged_weights_are_kept(data, tmp
     learn = Learner(data, mlp())
     learn.fit(3, 0.01, callbacks=[ema, keeper])
     best = min(row["ema_valid_loss"] for row in learn.recorder.history)
+    assert learn.validate()["valid_loss"] == best
+
+
+class Logs(Callback):
+    """A callback of somebody else, who calls something else a prefix."""
+
+    def __init__(self, prefix):
+        self.prefix = prefix
+
+
+@pytest.mark.parametrize("prefix", ["valid", "ema", ""])
+def test_a_prefix_alone_makes_no_averages(data, path, prefix):
+    learn = Learner(data, plain())
+    learn.fit(1, 0.01, callbacks=[Logs(prefix), EMA(), SaveBest(path)])
+    with pytest.raises(ValueError, match="monitor must be one of"):
+        learn.fit(1, callbacks=[Logs("x"), SaveBest(path, "x_valid_loss")])
+
+
+def test_of_two_averages_that_of_the_column_is_kept(data, path):
+    slow, fast = EMA(0.5), EMA(0.02)
+    fast.prefix = "ema_fast"
+    learn = Learner(data, mlp())
+    learn.fit(3, 0.01, callbacks=[slow, fast, SaveBest(path, "ema_fast_valid_loss")])
+    best = min(row["ema_fast_valid_loss"] for row in learn.recorder.history)
     assert learn.validate()["valid_loss"] == best

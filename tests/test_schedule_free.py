@@ -5,18 +5,22 @@ from functools import partial
 
 import pytest
 import torch
-from helpers import everything, mlp, same, weights
+from helpers import Halt, everything, mlp, same, weights
 from schedulefree import AdamWScheduleFree, SGDScheduleFree
 from torch import nn
 from torch.optim.lr_scheduler import StepLR
 
 from onecycle import (
     Callback,
+    Checkpoint,
+    EarlyStopping,
     Learner,
     ParamScheduler,
+    SaveBest,
     ScheduleFree,
     TorchScheduler,
     accuracy,
+    checkpoint,
     optimizers,
 )
 from onecycle.plan import of_fit
@@ -139,6 +143,63 @@ def test_an_optimizer_that_takes_any_argument_has_no_counters(data):
             self.defaults["mine"] = 1.0
 
     assert optimizers.counters(optimizers.build(mlp(), Anything)) == set()
+
+
+# ---- what is kept of an epoch --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("order", [1, -1])
+@pytest.mark.parametrize("keep", ["memory", "file"])
+def test_the_best_epoch_is_kept_as_it_was_validated(data, tmp_path, keep, order):
+    keeper = (
+        EarlyStopping(patience=9, restore_best=True)
+        if keep == "memory"
+        else SaveBest(tmp_path / "best.pt")
+    )
+    learn = learner(data, mlp(), callbacks=[])
+    learn.fit(3, 0.03, callbacks=[ScheduleFree(), keeper][::order])
+    best = min(row["valid_loss"] for row in learn.recorder.history)
+    assert learn.validate()["valid_loss"] == best
+    if keep == "file":
+        other = learner(data, mlp()).load(tmp_path / "best.pt")
+        assert other.validate()["valid_loss"] == best
+
+
+def test_so_it_is_without_validation(data, tmp_path):
+    learn = learner((data.train, None), metrics=(), callbacks=[])
+    keeper = SaveBest(tmp_path / "best.pt", "train_loss")
+    learn.fit(2, 0.03, callbacks=[ScheduleFree(), keeper])
+    assert not checkpoint.load(keeper.path)["optimizer"]["state"]["param_groups"][0]["train_mode"]
+
+
+def test_a_checkpoint_of_an_epoch_has_what_was_validated(data, tmp_path):
+    learn = learner(data, mlp())
+    with pytest.raises(KeyboardInterrupt):
+        learn.fit(2, 0.03, callbacks=[Checkpoint(tmp_path / "run.pt"), Halt(15)])
+    other = learner(data, mlp()).load(tmp_path / "run.pt")
+    row = learn.recorder.history[0]
+    assert other.validate() == {name: row[name] for name in ("valid_loss", "accuracy")}
+    other.fit(1, 0.03)
+
+
+def test_one_within_an_epoch_is_loaded_at_x(data, tmp_path):
+    learn = learner(data)
+    saver = Checkpoint(tmp_path / "run.pt", every_epochs=None, every_steps=4)
+    with pytest.raises(KeyboardInterrupt):
+        learn.fit(1, 0.03, callbacks=[saver, Halt(5)])
+    by_hand, there = learner(data), checkpoint.load(saver.path)
+    by_hand.model.load_state_dict(there["model"])
+    by_hand.opt.load_state_dict(there["optimizer"]["state"])
+    assert by_hand.opt.param_groups[0]["train_mode"]
+    by_hand.opt.eval()
+    other = learner(data).load(saver.path)
+    assert same(other.model.state_dict(), by_hand.model.state_dict())
+    assert not same(other.model.state_dict(), there["model"])
+
+
+def test_a_search_by_cycles_is_refused(data):
+    with pytest.raises(ValueError, match="AdamWScheduleFree averages instead of annealing"):
+        learner(data).find({"max_lr": [0.01]}, 1)
 
 
 # ---- the schedule --------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 import copy
 import math
+from contextlib import nullcontext
 from functools import partial
 
 import numpy as np
@@ -176,6 +177,7 @@ class Averaged(Callback):
     """Adds columns as averaging callbacks do."""
 
     prefix = "ema"
+    applied = nullcontext
 
     def on_validate_end(self, learn):
         learn.scores |= {f"ema_{name}": value + 1.0 for name, value in learn.scores.items()}
@@ -380,6 +382,58 @@ def test_a_schedule_that_is_nearly_over_is_let_finish(data, epochs):
     assert same(weights(learn), weights(other))
 
 
+def test_a_part_of_a_cycle_does_not_end_by_itself(data):
+    learn = cooled(data, partial(one_cycle, tot_epochs=40), 13)
+    assert learn.recorder.lrs[-1] == pytest.approx(0.1 / 25e4)
+
+
+class Clock(Callback):
+    """A second for every batch."""
+
+    def __init__(self, monkeypatch):
+        self.now = 0.0
+        monkeypatch.setattr("onecycle.callbacks.time_budget.time", self)
+
+    def monotonic(self):
+        return self.now
+
+    def on_loss_begin(self, learn):
+        self.now += 1.0
+
+
+@pytest.mark.parametrize(("minutes", "epochs"), [(3.5, 15), (2.3, 14), (2.25, 14)])
+@pytest.mark.parametrize("limit", [None, 40])
+def test_in_a_run_of_minutes_the_cooldown_ends_in_time(data, monkeypatch, minutes, epochs, limit):
+    learn = told_learner(data, FALLING[:10] + BAD)
+    stopping = EarlyStopping("told", 2, on_trigger="cooldown", cooldown=0.25)
+    learn.fit(limit, 0.1, minutes=minutes, callbacks=[Clock(monkeypatch), stopping])
+    assert len(learn.recorder.history) == epochs
+    assert learn.recorder.lrs[-1] == 0.0
+
+
+def test_in_the_last_epoch_by_the_clock_no_cooldown_begins(data, monkeypatch):
+    learn = told_learner(data, FALLING[:10] + BAD)
+    stopping = EarlyStopping("told", 2, on_trigger="cooldown")
+    learn.fit(40, 0.1, minutes=2.0, callbacks=[Clock(monkeypatch), stopping])
+    assert [len(learn.recorder.history), stopping.cooling] == [12, False]
+
+
+def test_only_epochs_of_this_fit_count(data):
+    learn = told_learner(data, BAD)
+    stopping = EarlyStopping("told", 2, on_trigger="cooldown", cooldown=1.0)
+    learn.fit_one_cycle(20, 0.1, tot_epochs=30, start_epoch=10, callbacks=[stopping])
+    assert len(learn.recorder.history) == 3 + 3
+
+
+def test_a_cycle_by_the_clock_that_is_nearly_over_is_let_finish(data, monkeypatch):
+    learn = told_learner(data, FALLING[:10] + BAD)
+    stopping = EarlyStopping("told", 2, on_trigger="cooldown", cooldown=0.25)
+    given = [Clock(monkeypatch), stopping]
+    learn.fit_one_cycle(minutes=2.3, max_lr=0.1, callbacks=given)
+    assert not stopping.cooling
+    assert learn.recorder.lrs[-1] == pytest.approx(0.1 / 25e4)
+
+
 def test_a_plan_that_stays_high_is_annealed_within_it(data):
     learn = cooled(data, lambda learn, epochs, **k: learn.fit(epochs, 0.08, **k), 13)
     assert learn.recorder.lrs[12 * STEPS :] == pytest.approx(straight(0.08, 0.0, STEPS))
@@ -496,6 +550,12 @@ def test_however_the_fit_ends(data, stop):
     assert same(learn.model.state_dict(), kept.states[0])
 
 
+def test_the_copy_is_let_go(data):
+    stopping = EarlyStopping("told", restore_best=True)
+    told_learner(data, [1, 2]).fit(2, callbacks=[stopping])
+    assert stopping.state_dict()["weights"] == []
+
+
 def test_only_of_this_fit(data):
     learn, stopping = told_learner(data, [0, 1]), EarlyStopping("told", restore_best=True)
     learn.fit(2, callbacks=[stopping])
@@ -503,6 +563,19 @@ def test_only_of_this_fit(data):
     kept = Kept()
     learn.fit(2, callbacks=[kept, stopping])
     assert same(learn.model.state_dict(), kept.states[-1])
+
+
+def test_an_extension_from_the_trunk_judges_its_own_epochs(data, tmp_path):
+    learn, kept = told_learner(data, [0.0] * 3), Kept()
+    old = [EarlyStopping("told", restore_best=True, on_trigger="cooldown")]
+    learn.fit_one_cycle(3, 0.1, callbacks=[*old, SaveBest(tmp_path / "old.pt", "told")])
+    learn.callbacks[0].values = [2.0, 2.0, 2.0, 1.0, 2.0, 2.0]
+    new = EarlyStopping("told", restore_best=True, on_trigger="cooldown")
+    learn.extend(2, "trunk", callbacks=[kept, new])
+    assert [new.monitor.best, learn.epoch] == [1.0, 4]
+    assert same(learn.model.state_dict(), kept.states[-2])
+    learn.extend(1, "trunk", callbacks=[SaveBest(tmp_path / "new.pt", "told")])
+    assert (tmp_path / "new.pt").is_file()
 
 
 def test_a_fit_that_does_not_begin_changes_nothing(data):
@@ -546,3 +619,17 @@ def test_killed_in_the_cooldown_it_ends_the_same(data, tmp_path, share, accumula
     assert np.array_equal(learn.recorder.lrs, whole.recorder.lrs)
     assert np.array_equal(learn.recorder.moms, whole.recorder.moms)
     assert np.array_equal(learn.recorder.losses, whole.recorder.losses)
+
+
+def test_what_it_was_about_to_say_is_said_after_a_resume(data, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("ONECYCLE_PROGRESS", "log")
+    stopping = partial(EarlyStopping, "told", 1, on_trigger="cooldown")
+    with pytest.raises(KeyboardInterrupt):
+        one_cycle(
+            told_learner(data, BAD),
+            5,
+            callbacks=[Halt(2 * STEPS + 1), stopping(), Checkpoint(tmp_path / "run.pt")],
+        )
+    capsys.readouterr()
+    told_learner(data, BAD).resume(tmp_path / "run.pt", callbacks=[Halt(0), stopping()])
+    assert "annealing over 1 epoch" in capsys.readouterr().out

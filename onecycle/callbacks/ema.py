@@ -28,11 +28,12 @@ class EMA(Averaging):
         buffers: "copy" uses the running statistics of batch norm as the model has them, which lag
             much as the average does; "recompute" estimates them anew on up to 50 training batches.
         at_end: leave the averaged weights in the model when the fit is over, unless an error or
-            Ctrl-C has ended it.
+            Ctrl-C has ended it. Where another callback leaves weights, too, the last in the list
+            has its way.
 
     Raises:
-        ValueError, TypeError: an argument out of its range; at the first step, two callbacks that
-        would write the same columns.
+        ValueError, TypeError: an argument out of its range; when the fit begins, two callbacks
+        that would write the same columns.
 
     Source: Karras et al. 2023, power function EMA (arXiv 2312.02696); Ajroldi et al. 2025 (arXiv
     2502.06761) for the window.

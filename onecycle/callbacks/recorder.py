@@ -310,6 +310,8 @@ class Recorder(Callback):
     def plot_losses(self, skip_start: int = 0, log: bool = False, ax: Axes | None = None) -> Axes:
         """Draw training loss, raw and smooth, and validation loss over epochs; return the axes.
 
+        Beside it is the validation loss of averaged weights, where there is one.
+
         Args:
             skip_start: steps at the beginning that are left out.
             log: logarithmic scale.
@@ -324,6 +326,7 @@ class Recorder(Callback):
             self.smooth_losses[skip:],
             self.points("valid_loss"),
             ax,
+            averaged={name: self.points(name) for name in self.columns() if _is_loss(name)},
             log=checks.flag("log", log),
             borders=self.borders,
         )
@@ -355,7 +358,7 @@ class Recorder(Callback):
         """
         from onecycle import plot
 
-        names = [name for name in self.columns() if name not in RESERVED]
+        names = [name for name in self.columns() if name not in RESERVED and not _is_loss(name)]
         if not names:
             raise ValueError("no metrics to plot: give Learner(metrics=...) and validation data")
         columns = {name: self.points(name) for name in names}
@@ -422,6 +425,11 @@ class RunningLoss:
     def mean(self) -> float:
         """Return the mean over the steps with a finite loss; nan if the last one had none."""
         return math.nan if self.lost or not self.samples else self.total / self.samples
+
+
+def _is_loss(name: str) -> bool:
+    """Tell whether a column is the validation loss of averaged weights, such as ema_valid_loss."""
+    return name.endswith("_valid_loss")
 
 
 def _tensor(series: Series, dtype: torch.dtype) -> Tensor:

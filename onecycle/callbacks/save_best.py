@@ -54,17 +54,16 @@ class SaveBest(Callback):
         self._run: str | None = None  # marks the files of this fit, once there is one
 
     def on_train_begin(self, learn: Learner) -> None:
-        """Begin afresh: the first epoch will be the best."""
+        """Begin afresh: the first epoch will be the best. See whether it can be written."""
         self.monitor.begin(learn)
         self._run = None
-        for other in learn.loop.callbacks:
-            path = getattr(other, "path", None)
-            same = isinstance(path, Path) and path.absolute() == self.path.absolute()
-            if same and other is not self:
+        for other in [*learn.loop.callbacks, *learn.loop.savers]:
+            if other is not self and self.path.resolve() in _written(other):
                 raise ValueError(
                     f"path: {str(self.path)!r} is written by a {type(other).__name__}, too; give "
                     "SaveBest one of its own"
                 )
+        files.require_writable(self.path)
 
     def on_epoch_end(self, learn: Learner) -> None:
         """Write the file when this epoch is the best, or the first."""
@@ -106,3 +105,12 @@ class SaveBest(Callback):
             states = checkpoint.states(learn.model, learn.opt)
             checkpoint.save(self.path, {**states, "best": mark})
         self._run = run
+
+
+def _written(other: Any) -> list[Path]:
+    """Return the files that another callback or saver writes, older ones beside the newest."""
+    path = getattr(other, "path", None)
+    if not isinstance(path, Path):
+        return []
+    older = range(1, getattr(other, "keep", 1))
+    return [path.resolve(), *(path.with_name(f"{path.name}.{n}").resolve() for n in older)]

@@ -8,21 +8,20 @@ from typing import TYPE_CHECKING, Any
 from onecycle import checks, optimizers
 from onecycle.averaging import BUFFERS, estimate_norms
 from onecycle.callback import Callback
+from onecycle.schedules.shapes import ends_low
 
 if TYPE_CHECKING:
     from onecycle.learner import Learner
-
-GRID = 100  # points at which a schedule is looked at
-WELL_BELOW = 0.5  # a last rate under this share of the highest is an anneal
 
 
 class ScheduleFree(Callback):
     """Train by an optimizer that averages its weights itself, and so needs no schedule.
 
     It is for optimizers with `train()` and `eval()`, such as those of the package `schedulefree`.
-    Gradients are taken at a point y; validation, prediction after the fit and the saved model are
-    of the averaged point x. Such an optimizer wants a flat rate: `fit(epochs, lr)`, with a warm-up
-    of its own (`warmup_steps`). A second fit goes on with its average.
+    Gradients are taken at a point y; validation, what is kept of an epoch, prediction after the fit
+    and the saved model are of the averaged point x. Such an optimizer wants a flat rate:
+    `fit(epochs, lr)`, with a warm-up of its own (`warmup_steps`). A second fit goes on with its
+    average.
 
     Args:
         buffers: "recompute" estimates the running statistics of batch norm for x, on up to 50
@@ -66,16 +65,19 @@ class ScheduleFree(Callback):
                 stacklevel=2,
             )
         self._estimated = learn.step
+
+    def on_epoch_begin(self, learn: Learner) -> None:
+        """Go to y, where gradients are taken."""
         optimizers.set_mode(learn.opt, training=True)
 
     def on_validate_begin(self, learn: Learner) -> None:
-        """Go to x."""
+        """Go to x, and stay there: whoever keeps the best epoch is to keep what was validated."""
         optimizers.set_mode(learn.opt, training=False)
         self._estimate(learn)
 
-    def on_validate_end(self, learn: Learner) -> None:
-        """Go back to y."""
-        optimizers.set_mode(learn.opt, training=True)
+    def on_epoch_end(self, learn: Learner) -> None:
+        """Go to x where nothing was validated."""
+        optimizers.set_mode(learn.opt, training=False)
 
     def on_train_end(self, learn: Learner) -> None:
         """Leave the model at x."""
@@ -100,7 +102,5 @@ class ScheduleFree(Callback):
 
 def _anneals(scheduler: Any) -> bool:
     """Tell whether the rate ends well below its highest; of torch's schedulers nothing is known."""
-    if not hasattr(scheduler, "values_at"):
-        return False
-    rates = [scheduler.values_at(i / GRID)["lr"][-1] for i in range(GRID + 1)]
-    return bool(rates[-1] < WELL_BELOW * max(rates))
+    known = hasattr(scheduler, "values_at")
+    return known and ends_low(lambda p: scheduler.values_at(p)["lr"][-1])

@@ -11,6 +11,7 @@ import torch
 from onecycle import checks, optimizers, state
 from onecycle.callback import Callback, CancelTrain
 from onecycle.monitor import Monitor
+from onecycle.schedules.shapes import ends_low
 
 if TYPE_CHECKING:
     from onecycle.learner import Learner
@@ -18,7 +19,6 @@ if TYPE_CHECKING:
 
 ON_TRIGGER = ("stop", "cooldown")
 MOVED = {"lr": "lr", "mom": "mom", "momentum": "mom"}  # what a cooldown takes over
-GRID = 100  # parts of a schedule that are looked at
 WARNING = (
     "EarlyStopping under a schedule that anneals: validation in the middle of a cycle, at a high "
     'learning rate, says little about the finished model; on_trigger="cooldown" anneals first'
@@ -36,7 +36,8 @@ class EarlyStopping(Callback):
     step k of K, k = 1..K, are `v + (end - v) k / K` where v was that of the last step. Without a
     schedule, or with one of torch, the rate goes to 0. K is the steps of max(1, round(`cooldown` x
     epochs trained)) epochs, or of those that are left. Where the schedule itself has no more than
-    that left, it is let finish. Weight decay goes on as planned.
+    that left, it is let finish. Weight decay goes on as planned. In a run of `minutes` the cooldown
+    ends by the clock, if that is sooner.
 
     A cancelled epoch, which has no value, counts for nothing. Every fit begins afresh.
 
@@ -111,7 +112,7 @@ class EarlyStopping(Callback):
     def on_batch_begin(self, learn: Learner) -> None:
         """Write the values of this step, after the scheduler, in a cooldown."""
         if self._ramp is not None:
-            self._ramp.write(learn.opt, learn.step)
+            self._ramp.write(learn.opt, self._ramp.share(learn))
 
     def on_epoch_end(self, learn: Learner) -> None:
         """Judge the epoch; stop, or begin the cooldown, or end it."""
@@ -124,8 +125,10 @@ class EarlyStopping(Callback):
         improved = self.monitor.look(learn)
         if improved is not None:
             self._waited = 0 if improved else self._waited + 1
-        left = learn.stop_epoch - learn.epoch - 1
-        if self._waited >= self.patience and left and not self._triggered:
+        # In a run of minutes the clock tells how many epochs the plan has.
+        left = min(learn.stop_epoch, learn.n_epochs) - learn.epoch - 1
+        going_on = left > 0 and not learn.loop.over
+        if self._waited >= self.patience and going_on and not self._triggered:
             self._trigger(learn, left)
 
     def on_train_end(self, learn: Learner) -> None:
@@ -170,7 +173,8 @@ class EarlyStopping(Callback):
         if self.on_trigger == "stop":
             self._text = f"{why}: stopping"
             raise CancelTrain
-        if left <= epochs and anneals(learn.scheduler):
+        whole = learn.n_epochs <= learn.stop_epoch  # else the schedule ends in a later call
+        if whole and left <= epochs and anneals(learn.scheduler):
             self._text = f"{why}: the schedule ends in {_epochs(left)}, and is let finish"
             return
         epochs = min(epochs, left)
@@ -180,6 +184,7 @@ class EarlyStopping(Callback):
             first_step=learn.step,
             steps=epochs * learn.steps_per_epoch,
             last_epoch=learn.epoch + epochs,
+            progress=learn.progress,
             start={name: optimizers.read_each(learn.opt, name) for name in end},
             end=end,
         )
@@ -209,12 +214,19 @@ class Ramp:
     first_step: int
     steps: int
     last_epoch: int
+    progress: float  # of the run, where it begins
     start: Values  # for each group of torch
     end: Values
 
-    def write(self, opt: torch.optim.Optimizer, step: int) -> None:
-        """Set the values of `step`; those of the last step are exactly `end`."""
-        share = min(1.0, (step + 1 - self.first_step) / self.steps)
+    def share(self, learn: Trainer) -> float:
+        """Return how much of the line is behind the next step; the last one has 1."""
+        done = (learn.step + 1 - self.first_step) / self.steps
+        if learn.budget is not None:  # the clock may end the run before that
+            done = max(done, (learn.progress - self.progress) / (1.0 - self.progress))
+        return min(1.0, done)
+
+    def write(self, opt: torch.optim.Optimizer, share: float) -> None:
+        """Set the values that `share` of the line is behind; at 1 they are exactly `end`."""
         for name, ends in self.end.items():
             pairs = zip(self.start[name], ends, strict=True)
             values = [(1.0 - share) * start + share * end for start, end in pairs]
@@ -230,8 +242,7 @@ def anneals(scheduler: Any) -> bool:
     """
     if not hasattr(scheduler, "values_at"):  # none, or one of torch
         return False
-    rates = [scheduler.values_at(i / GRID)["lr"][-1] for i in range(GRID + 1)]
-    return bool(rates[-1] < max(rates) / 2)
+    return ends_low(lambda p: scheduler.values_at(p)["lr"][-1])
 
 
 def ends(learn: Trainer) -> Values:

@@ -24,11 +24,12 @@ class SWA(Averaging):
         buffers: "recompute" estimates the running statistics of batch norm for the averaged
             weights, on up to 50 training batches; "copy" uses them as the model has them.
         at_end: leave the averaged weights in the model when the fit is over, unless an error or
-            Ctrl-C has ended it; a fit that ends before `start` leaves the model as trained.
+            Ctrl-C has ended it; a fit that ends before `start` leaves the model as trained. Where
+            another callback leaves weights, too, the last in the list has its way.
 
     Raises:
-        ValueError, TypeError: an argument out of its range; at the first step, two callbacks that
-        would write the same columns.
+        ValueError, TypeError: an argument out of its range; when the fit begins, two callbacks
+        that would write the same columns.
 
     Source: Izmailov et al. 2018 (arXiv 1803.05407), at every step instead of every epoch.
 

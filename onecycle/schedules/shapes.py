@@ -10,6 +10,8 @@ from typing import Any
 from onecycle import checks
 from onecycle.schedules.spec import Schedule, checked, described
 
+GRID = 100  # parts of a schedule that are looked at
+
 
 class Stepped:
     """A schedule that can put the beginnings of its parts on the steps of a run.
@@ -298,6 +300,16 @@ def joined(
         return schedules[i]((p - edges[i]) / (edges[i + 1] - edges[i]))
 
     return schedule
+
+
+def ends_low(schedule: Schedule) -> bool:
+    """Tell whether `schedule` ends below half of its highest value, so that it anneals.
+
+    >>> ends_low(linear(1.0, 0.0)), ends_low(constant(1.0))
+    (True, False)
+    """
+    values = [schedule(i / GRID) for i in range(GRID + 1)]
+    return values[-1] < max(values) / 2
 
 
 def edge(share: float, total_steps: int | None) -> float:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from onecycle import checks
+from onecycle import checks, optimizers
 from onecycle.callbacks.scheduler import OneCycleScheduler
 from onecycle.notes import noted
 from onecycle.plan import CYCLE
@@ -159,6 +159,11 @@ class Field:
         """Refuse what a twin of the learner could not be."""
         if self.learn.data.valid is None:
             raise ValueError("find judges on validation data, and this learner has none")
+        if optimizers.has_modes(self.learn.opt):
+            raise ValueError(
+                f"find trains complete 1cycles, and {type(self.learn.opt).__name__} averages "
+                "instead of annealing: compare flat runs, fit(epochs, lr), by hand"
+            )
         known = "valid_loss", "train_loss", *self.learn.metrics
         if self.metric not in known:
             raise ValueError(f"metric must be one of {', '.join(known)}, got {self.metric!r}")

@@ -9,6 +9,7 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 from onecycle import checks
+from onecycle.metrics import higher_is_better
 from onecycle.tuning import on_optuna
 from onecycle.tuning.field import Field
 from onecycle.tuning.search import Row, Search
@@ -154,13 +155,10 @@ def is_higher_better(metric: str, mode: str | None, metrics: Mapping[str, Any]) 
         raise TypeError(f"metric must be the name of a metric, got {metric!r}")
     if mode is not None:
         return checks.choice("mode", mode, ("min", "max")) == "max"
-    if metric.endswith("loss"):
-        return False
-    own = metrics.get(metric)
-    known = getattr(getattr(own, "func", own), "higher_is_better", None)  # func of a partial
-    if not isinstance(known, bool):
+    known = higher_is_better(metrics.get(metric))
+    if known is None and not metric.endswith("loss"):
         raise ValueError(f'mode must be "max" or "min": nothing says which {metric!r} is better')
-    return known
+    return bool(known)
 
 
 def chosen(backend: str | None, study: Any = None) -> str:
