@@ -12,15 +12,16 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 
-from onecycle import budget, checks, schedules, state
+from onecycle import budget, generators, schedules, state
+from onecycle import plan as plans
 from onecycle.callback import Callback
 from onecycle.callbacks.ema import EMA
 from onecycle.callbacks.progress import SweepBar
 from onecycle.callbacks.scheduler import OneCycleScheduler, ParamScheduler
 from onecycle.data.reading import positioned_by
 from onecycle.epochs_found import EpochFind, Measured
-from onecycle.metrics import higher_is_better
 from onecycle.optimizers import has_momentum
 from onecycle.readout import ReadOut
 from onecycle.trunk import Trunk, copied
@@ -34,6 +35,7 @@ METHODS = ("trunk", "double")
 BRANCHES = ("auto", "all", "none")
 FLAT = 0.5  # of a 1cycle's peak, the rate at which a flat run is best (arXiv 2405.18392)
 COOLDOWN = 0.125  # share of a budget that is annealed: all budgets together cost a quarter
+SHORTEST = 3  # steps of an anneal: at the flat rate, at half of it, at 0
 WARMUP = 0.05, 0.3  # share of the longest budget, but epochs at most
 START = 25.0  # flat rate over the first
 Values = dict[str, "Array"]
@@ -50,15 +52,13 @@ class Options:
         budgets: epochs, the last is the largest.
         peaks: of a 1cycle, one for each layer group.
         branches: "auto", "all" or "none".
-        metric: that decides; None is the loss.
-        target: value of it to reach.
+        target: value to reach of what decides.
         n_seeds: trunks.
     """
 
     budgets: list[int]
     peaks: list[float]
     branches: str
-    metric: str | None
     target: float | None
     n_seeds: int
 
@@ -69,37 +69,39 @@ class Options:
 
 
 def doublings(max_epochs: int) -> list[int]:
-    """Return 1, 2, 4, ... up to `max_epochs`, which is the last.
+    """Return `max_epochs`, rising to it by doublings: a half of it, a quarter, ... down to 1.
+
+    They are rounded down, so that together they are less than twice the last one.
 
     >>> doublings(8), doublings(12)
-    ([1, 2, 4, 8], [1, 2, 4, 8, 12])
+    ([1, 2, 4, 8], [1, 3, 6, 12])
     """
-    powers = [2**k for k in range(max_epochs.bit_length()) if 2**k < max_epochs]
-    return [*powers, max_epochs]
+    return [max_epochs >> k for k in reversed(range(max_epochs.bit_length()))]
 
 
-def search(learn: Trainer, options: Options, method: str, finish: Finish) -> EpochFind:
+def reading(learn: Trainer, metric: str | None) -> ReadOut:
+    """Return what reads out validation data by `metric`, None for the loss.
+
+    Raises:
+        ValueError: no validation data; a metric that is no mean over samples.
+    """
+    if learn.data.valid is None:
+        raise ValueError("epoch_find reads out validation data, and this learner has none")
+    return ReadOut(learn) if metric is None else ReadOut(learn, metric)
+
+
+def search(
+    learn: Trainer, options: Options, read: ReadOut, method: str, finish: Finish
+) -> EpochFind:
     """Measure as `Learner.epoch_find` says, and leave no trace in `learn`.
 
     Args:
         learn: whose model, data and optimizer are used.
         options: checked.
+        read: reads out.
         method: "trunk" or "double".
         finish: trains on from a state that was kept, under a schedule, and stays.
-
-    Raises:
-        ValueError: no validation data; a metric that is no mean over samples.
     """
-    checks.choice("method", method, METHODS)
-    if learn.data.valid is None:
-        raise ValueError("epoch_find reads out validation data, and this learner has none")
-    read = ReadOut(learn)
-    if options.metric is not None and options.metric not in dict(_measures(read)):
-        known = ", ".join(name for name, _ in _measures(read))
-        raise ValueError(
-            f"metric: {options.metric!r} is no mean over samples, with higher_is_better, among the "
-            f"metrics of this learner; there are {known}"
-        )
     measure = _by_doubling if method == "double" else _by_trunk
     return measure(learn, options, read, finish)
 
@@ -112,6 +114,8 @@ class Trunks(Callback):
 
     def __init__(self, read: ReadOut, budgets: Sequence[int], ema: EMA, *, keep: bool) -> None:
         self.read, self.budgets, self.ema, self.keep = read, budgets, ema, keep
+        last = budgets[-1]
+        self.plan = plans.of_fit(read.learn, "epoch_find", range(last), last, [], None, None)
         self.values: dict[int, Values] = {}
         self.kept: dict[int, Trunk] = {}
         self.seconds = 0.0
@@ -132,33 +136,40 @@ class Trunks(Callback):
         """Nothing is to be kept yet."""
 
     def rest(self, learn: Trainer, *, epoch_over: bool, stopping: bool) -> None:  # noqa: ARG002
-        """Keep the state where the anneal of a budget begins."""
+        """Keep the state where the anneal of a budget begins, if that is a place to go back to."""
         if not self.keep or (not epoch_over and positioned_by(learn.data.train) is None):
             return
         if not epoch_over and learn.last_batch:
             return  # the end of the epoch is the same place
+        # Not `learn.step`, which stays behind where a batch was skipped.
+        done = (learn.batch_index + 1) // learn.training_step.accumulate
+        done = learn.steps_per_epoch if epoch_over else done
+        done += learn.epoch * learn.steps_per_epoch
         for epochs in self.budgets:
-            first = _anneal_begins(epochs, learn.steps_per_epoch)
-            if epochs not in self.kept and learn.step >= first:
-                self.kept[epochs] = _taken(learn, epochs, epoch_over)
+            total = epochs * learn.steps_per_epoch
+            # The last step trains at 0, so of one step nothing would come.
+            if epochs not in self.kept and _anneal_begins(total) <= done <= total - 2:
+                self.kept[epochs] = self._taken(learn, done / total, epoch_over)
+
+    def _taken(self, learn: Trainer, progress: float, epoch_over: bool) -> Trunk:
+        """Return the state, which is `progress` of a run from its beginning."""
+        learn.training_step.guard.settle(learn)
+        taken = state.capture(learn, epoch_over=epoch_over)
+        taken["run"]["callbacks"] = []  # those of the trunk do not go on
+        inside = 1.0 if epoch_over else (learn.batch_index + 1) / learn.batches_per_epoch
+        return Trunk(copied(taken), self.plan, learn.epoch + inside, progress, {}, {})
 
     def end(self, learn: Trainer) -> None:
         """Nothing is left to do."""
 
 
-def _taken(learn: Trainer, epochs: int, epoch_over: bool) -> Trunk:
-    """Return the state of a trunk, for a run of `epochs` epochs."""
-    learn.training_step.guard.settle(learn)
-    taken = state.capture(learn, epoch_over=epoch_over)
-    taken["run"]["callbacks"] = []  # those of the trunk do not go on
-    inside = 1.0 if epoch_over else (learn.batch_index + 1) / learn.batches_per_epoch
-    epoch = learn.epoch + inside
-    return Trunk(copied(taken), {}, epoch, epoch / epochs, {}, {})
+def _anneal_begins(total: int) -> int:
+    """Return the step with which the anneal of a run of `total` steps begins.
 
-
-def _anneal_begins(epochs: int, updates: int) -> int:
-    """Return the step, of `updates` in an epoch, with which the anneal of a budget begins."""
-    return max(1, round((1.0 - COOLDOWN) * epochs * updates))
+    >>> _anneal_begins(80), _anneal_begins(10)
+    (70, 7)
+    """
+    return max(1, min(round((1.0 - COOLDOWN) * total), total - SHORTEST))
 
 
 def _by_trunk(learn: Trainer, options: Options, read: ReadOut, finish: Finish) -> EpochFind:
@@ -170,7 +181,11 @@ def _by_trunk(learn: Trainer, options: Options, read: ReadOut, finish: Finish) -
 
     def go(epochs: int) -> None:
         if epochs not in first.kept:
-            raise ValueError(f"epochs: nothing is kept to anneal {epochs} from, see `branches`")
+            raise ValueError(
+                f"epochs: of {epochs} nothing was kept to anneal from, because they are few steps "
+                "or the data cannot be brought to a place within an epoch; call "
+                f"fit_one_cycle({epochs}, {options.peaks[-1]!r})"
+            )
         one = first.kept[epochs]
         scheduler = _cooldown(options.flat, one.progress)
         finish(range(int(one.epoch), epochs), epochs, options.flat, scheduler, one)
@@ -184,10 +199,10 @@ def _by_trunk(learn: Trainer, options: Options, read: ReadOut, finish: Finish) -
                 {b: np.stack([one[b][name] for one in annealed]) for b in annealed[0]},
                 higher_is_better=higher,
             )
-            for name, higher in _measures(read)
+            for name, higher in read.higher.items()
         },
         lr=options.peaks[-1],
-        by=options.metric or "loss",
+        by=read.by,
         weights=read.weights,
         target=options.target,
         seconds=first.seconds / last,
@@ -207,8 +222,10 @@ def _trunk(learn: Trainer, options: Options, read: ReadOut, seed: int) -> Trunks
         schedules.join(schedules.linear(rate / START, rate), schedules.constant(rate), at=[rise])
         for rate in options.flat
     ]
-    callbacks = [ParamScheduler({"lr": flat}), ema, trunk, *_bar(learn, "epoch_find", last)]
+    bar = _bar(learn, "epoch_find", last * learn.steps_per_epoch)
+    callbacks = [ParamScheduler({"lr": flat}), ema, trunk, *bar]
     with learn.aside() as run:
+        _reseed(learn, seed)
         run(range(last), last, callbacks, savers=[trunk], number=_number(learn, last, seed))
     return trunk
 
@@ -223,7 +240,8 @@ def _anneal(
             continue
         one = trunk.kept[epochs]
         scheduler = _cooldown(options.flat, one.progress)
-        callbacks = [scheduler, *_bar(learn, f"anneal to {epochs}", epochs)]
+        left = round((1.0 - one.progress) * epochs * learn.steps_per_epoch)
+        callbacks = [scheduler, *_bar(learn, f"anneal to {epochs}", left)]
         with learn.aside() as run:
             run(range(int(one.epoch), epochs), epochs, callbacks, saved=one.load())
             found[epochs] = read()
@@ -240,20 +258,20 @@ def _by_doubling(learn: Trainer, options: Options, read: ReadOut, finish: Finish
         values.append([_cycle(learn, options, read, epochs, k) for k in range(options.n_seeds)])
         seconds = (time.perf_counter() - began) / epochs / options.n_seeds
         budgets.append(epochs)
-        stacked = _stacked(values, options.metric or "loss")
-        higher = dict(_measures(read))[options.metric or "loss"]
+        higher = read.higher[read.by]
+        stacked = _stacked(values, read.by)
         curve = budget.Curve(budgets, stacked, read.weights, higher_is_better=higher)
         if len(budgets) > 1 and curve.best != len(budgets) - 1:
             break
     measures = {
         name: Measured(_stacked(values, name), higher_is_better=higher)
-        for name, higher in _measures(read)
+        for name, higher in read.higher.items()
     }
     return EpochFind(
         budgets,
         measures,
         lr=options.peaks[-1],
-        by=options.metric or "loss",
+        by=read.by,
         weights=read.weights,
         target=options.target,
         seconds=seconds,
@@ -265,8 +283,10 @@ def _by_doubling(learn: Trainer, options: Options, read: ReadOut, finish: Finish
 def _cycle(learn: Trainer, options: Options, read: ReadOut, epochs: int, seed: int) -> Values:
     """Train one complete 1cycle, aside, and read it out."""
     moms = (0.95, 0.85) if has_momentum(learn.opt) else None
-    callbacks = [OneCycleScheduler(options.peaks, moms), *_bar(learn, f"1cycle {epochs}", epochs)]
+    bar = _bar(learn, f"1cycle of {epochs}", epochs * learn.steps_per_epoch)
+    callbacks = [OneCycleScheduler(options.peaks, moms), *bar]
     with learn.aside() as run:
+        _reseed(learn, seed)
         run(range(epochs), epochs, callbacks, number=_number(learn, options.budgets[-1], seed))
         return read()
 
@@ -274,12 +294,11 @@ def _cycle(learn: Trainer, options: Options, read: ReadOut, epochs: int, seed: i
 def _branched(
     budgets: list[int], trunks: list[dict[int, Values]], options: Options, read: ReadOut
 ) -> list[int]:
-    """Return the budgets to anneal: around the knee of the averaged weights, and the largest."""
+    """Return the budgets to anneal: around the knee of the averaged weights, else the last two."""
     if options.branches != "auto":
         return budgets if options.branches == "all" else []
-    name = options.metric or "loss"
-    stacked = np.stack([[one[b][name] for b in budgets] for one in trunks])
-    higher = dict(_measures(read))[name]
+    stacked = np.stack([[one[b][read.by] for b in budgets] for one in trunks])
+    higher = read.higher[read.by]
     knee = budget.knee(budget.Curve(budgets, stacked, read.weights, higher_is_better=higher))
     place = len(budgets) - 1 if knee is None else budgets.index(knee)
     return budgets[max(0, place - 1) : place + 2]
@@ -299,12 +318,6 @@ def _cooldown(rates: Sequence[float], border: float) -> ParamScheduler:
     )
 
 
-def _measures(read: ReadOut) -> list[tuple[str, bool]]:
-    """Return the names of what is compared, each with whether higher is better."""
-    known = {name: higher_is_better(read.learn.metrics[name]) for name in read.metrics}
-    return [("loss", False), *((name, up) for name, up in known.items() if up is not None)]
-
-
 def _stacked(values: list[list[Values]], name: str) -> Array:
     """Return (seeds, budgets, samples) of lists by budget and seed."""
     return np.stack([[of_seed[name] for of_seed in of_budget] for of_budget in values], axis=1)
@@ -315,5 +328,12 @@ def _number(learn: Trainer, last: int, seed: int) -> int:
     return len(learn.recorder.history) + seed * last
 
 
-def _bar(learn: Trainer, label: str, epochs: int) -> list[Callback]:
-    return [SweepBar(label, epochs * learn.steps_per_epoch)] if learn.display.bar else []
+def _reseed(learn: Trainer, seed: int) -> None:
+    """Have a further seed draw other numbers: for orders, dropout, augmentation."""
+    if seed:
+        held = generators.found(learn.data.train, learn.modules)
+        generators.reseed(held, int(torch.randint(1 << 31, (seed,))[-1]))
+
+
+def _bar(learn: Trainer, label: str, steps: int) -> list[Callback]:
+    return [SweepBar(label, steps)] if learn.display.bar else []

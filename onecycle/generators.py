@@ -69,6 +69,28 @@ def set_states(held: Sequence[Any], state: State) -> None:
         _set(generator, value)
 
 
+def reseed(held: Iterable[Any], seed: int) -> None:
+    """Seed the global generators and those `held`.
+
+    >>> own = random.Random(1)
+    >>> before = states([own])
+    >>> reseed([own], 7)
+    >>> own.random() == random.random() == random.Random(7).random()
+    True
+    >>> set_states([own], before)
+    """
+    random.seed(seed)
+    np.random.seed(seed)  # noqa: NPY002 - users' transforms draw from it
+    torch.manual_seed(seed)
+    for generator in held:
+        if isinstance(generator, torch.Generator):
+            generator.manual_seed(seed)
+        elif isinstance(generator, np.random.Generator):
+            generator.bit_generator.state = type(generator.bit_generator)(seed).state
+        else:
+            generator.seed(seed)
+
+
 def kinds(held: Iterable[Any]) -> list[str]:
     """Return what kind of generator each of `held` is."""
     return [type(generator).__name__ for generator in held]

@@ -559,7 +559,7 @@ class Learner(Trainer):
         bit, also after an error or Ctrl-C.
 
         Args:
-            max_epochs: the largest budget.
+            max_epochs: the largest budget; the others are a half of it, a quarter, ... down to 1.
             lr: peak of the 1cycle that is planned, as in `fit_one_cycle`. None is the last
                 `lr_find`'s, or that of a new one.
             branches: budgets that are annealed: "auto" is the knee and those beside it, "all",
@@ -577,21 +577,28 @@ class Learner(Trainer):
 
         Source: Hagele et al. 2024 (arXiv 2405.18392) for one flat run in the place of many;
         measured against complete 1cycles in `tests/benchmarks/epochs.py`.
+
+        >>> from onecycle.data import digits
+        >>> from onecycle.models import simple_cnn
+        >>> learn = Learner(digits(), simple_cnn((1, 8, 10)))
+        >>> with learn.no_logging():
+        ...     found = learn.epoch_find(2, lr=0.1)
+        ...     found.finish(2)
+        >>> [row["epochs"] for row in found.table]
+        [1, 2]
         """
         budgets = epochs_finder.doublings(checks.integer("max_epochs", max_epochs))
         checks.flag("show_plot", show_plot)
-        peak: LR | None = self.recorder.lr_find if lr is None else lr
-        if lr is None and (peak is None or peak != peak):
-            peak = self.lr_find(show_plot=False)
+        checks.choice("method", method, epochs_finder.METHODS)
+        read = epochs_finder.reading(self, metric)
         options = epochs_finder.Options(
-            budgets,
-            self._lrs("lr", peak),
-            checks.choice("branches", branches, epochs_finder.BRANCHES),
-            metric,
-            None if target is None else checks.real("target", target),
-            checks.integer("n_seeds", n_seeds),
+            budgets=budgets,
+            branches=checks.choice("branches", branches, epochs_finder.BRANCHES),
+            target=None if target is None else checks.real("target", target),
+            n_seeds=checks.integer("n_seeds", n_seeds),
+            peaks=self._lrs("lr", self._found_lr() if lr is None else lr),  # last: it may train
         )
-        found = epochs_finder.search(self, options, method, self._finish)
+        found = epochs_finder.search(self, options, read, method, self._finish)
         if not plot.in_notebook():
             self.say(f"epoch_find: {found!r}")
         elif show_plot and self.display.table:
@@ -689,15 +696,27 @@ class Learner(Trainer):
         self, epochs: range, n_epochs: int, lrs: list[float], scheduler: Callback, since: Trunk
     ) -> None:
         """Anneal a trunk of `epoch_find`, as a fit like any other."""
+        other = self._otherwise(since)
+        if other is not None:
+            raise ValueError(f"finish goes on as the run of epoch_find was, but {other}")
         self._fit("epoch_find", epochs, n_epochs, lrs, None, scheduler, (), since=since)
+
+    def _found_lr(self) -> LR:
+        """Return what the last `lr_find` has found or, where that is nothing, a new one."""
+        found = self.recorder.lr_find
+        return self.lr_find(show_plot=False) if found is None or found != found else found
+
+    def _otherwise(self, trunk: Trunk) -> str | None:
+        """Return in what this learner differs from the one that a trunk is of, None for nothing."""
+        here = plans.of_fit(self, "", range(1), 1, [], None, None)
+        return plans.difference(plans.settings(trunk.plan), plans.settings(here))
 
     def _usable_trunk(self, strategy: str) -> Trunk | None:
         """Return the trunk that `strategy` is to go back to, None for none."""
         trunk = self.trunk
         if trunk is None or strategy not in ("auto", "trunk"):
             return None
-        here = plans.of_fit(self, "", range(1), 1, [], None, None)
-        other = plans.difference(plans.settings(trunk.plan), plans.settings(here))
+        other = self._otherwise(trunk)
         if strategy == "auto":
             return trunk if other is None and trunk.progress >= 0.5 else None
         if other is not None:

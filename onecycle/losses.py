@@ -1,6 +1,6 @@
 """Losses: checked, inferred from the target, and what turns a model's output into predictions."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from copy import copy
 from functools import partial
 from inspect import signature
@@ -79,11 +79,12 @@ def _no_tensor(pred: Any) -> TypeError:
 def per_sample(loss_func: Any) -> Callable[[Any, Any], Tensor] | None:
     """Return the loss of each sample as a function (pred, target) -> (N,); None if unknown.
 
-    It is known where the loss has torch's option `reduction`.
+    It is known where the loss has torch's option `reduction`; whether one that is not torch's own
+    heeds it, its values show.
 
     >>> each = per_sample(functional.mse_loss)
     >>> each(torch.zeros(2, 3), torch.tensor([[1.0, 1.0, 1.0], [2.0, 2.0, 2.0]]))
-    tensor([1., 4.])
+    tensor([1., 4.], dtype=torch.float64)
     """
     each: Callable[[Any, Any], Tensor]
     if isinstance(loss_func, nn.Module):
@@ -92,11 +93,28 @@ def per_sample(loss_func: Any) -> Callable[[Any, Any], Tensor] | None:
         each = copy(loss_func)
         vars(each)["reduction"] = "none"
     else:
-        own = getattr(loss_func, "func", loss_func)  # of a partial
-        if "reduction" not in signature(own).parameters:
+        if "reduction" not in _parameters(loss_func):
             return None
         each = partial(loss_func, reduction="none")
-    return lambda pred, target: each(pred, target).reshape(len(target), -1).mean(1)
+    return lambda pred, target: rows(each(pred, target))
+
+
+def rows(values: Tensor) -> Tensor:
+    """Return the mean of each row of (N, ...) values, (N,), in double precision on the CPU.
+
+    >>> rows(torch.tensor([[1.0, 3.0], [2.0, 2.0]]))
+    tensor([2., 2.], dtype=torch.float64)
+    """
+    values = values.detach().cpu().double()
+    return values.flatten(1).mean(1) if values.ndim > 1 else values
+
+
+def _parameters(function: Any) -> Sequence[str]:
+    """Return the names of the parameters; none where Python cannot tell, as of a built-in."""
+    try:
+        return list(signature(function).parameters)
+    except (TypeError, ValueError):
+        return []
 
 
 def activation(loss_func: Any) -> Callable[[Tensor], Tensor] | None:

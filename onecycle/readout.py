@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -11,14 +11,15 @@ import torch
 from torch import Tensor
 
 from onecycle import batch as batches
-from onecycle.losses import infer_loss, per_sample
-from onecycle.metrics import is_plain_mean
+from onecycle.losses import infer_loss, per_sample, rows
+from onecycle.metrics import higher_is_better, is_plain_mean
 
 if TYPE_CHECKING:
     from onecycle.smoothing import Array
     from onecycle.trainer import Trainer
 
 CLOSE = 1e-3  # relative: a loss of samples whose mean is another than the loss is not used
+LOSS = "loss"
 Each = Callable[[Any, Any], Tensor]
 
 
@@ -28,59 +29,107 @@ class ReadOut:
     Where the loss of a sample is not known, or the loss is no plain mean of them, as with weights
     of classes, the values are those of batches, and `weights` their numbers of samples.
 
+    Args:
+        learn: the learner.
+        by: what is needed, "loss" or a metric by name.
+
     Attributes:
-        metrics: the learner's metrics that are means over samples, by name.
+        higher: whether higher is better, by name: "loss", and those metrics of the learner that
+            are means over samples and say so.
         weights: None where values are of samples.
+
+    Raises:
+        ValueError: `by` is none of them; when it is first read, it has no value for each sample.
     """
 
-    def __init__(self, learn: Trainer) -> None:
-        self.learn = learn
-        self.metrics = {
-            name: _of_samples(metric)
-            for name, metric in learn.metrics.items()
-            if is_plain_mean(metric)
-        }
+    def __init__(self, learn: Trainer, by: str = LOSS) -> None:
+        self.learn, self.by = learn, by
+        self.higher = {LOSS: False}
         self.weights: Array | None = None
         self._by_batches: bool | None = None  # what the first read-out shows
+        self._metrics: dict[str, Each] = {}
+        for name, metric in learn.metrics.items():
+            up = higher_is_better(metric)
+            if is_plain_mean(metric) and up is not None and name != LOSS:
+                self.higher[name], self._metrics[name] = up, _of_samples(metric)
+        self._require()
 
     def __call__(self) -> dict[str, Array]:
         """Return the values (N,) of "loss" and of each metric by name."""
-        learn, losses, samples = self.learn, [], []
-        columns: dict[str, list[Tensor]] = {name: [] for name in ("loss", *self.metrics)}
+        learn, samples, means = self.learn, [], []
+        columns: dict[str, list[Tensor | None]] = {name: [] for name in self.higher}
 
         def watch(batch: Any, pred: Any, loss: Any) -> None:
             inputs, target = batches.split(batch)
-            samples.append(batches.samples(inputs, target))
-            losses.append(loss.detach().cpu().double())
-            pred = batches.widened(pred)
-            each = per_sample(learn.loss_func or infer_loss(target))
-            if each is not None:
-                columns["loss"].append(each(pred, target).cpu().double())
-            for name, metric in self.metrics.items():
-                columns[name].append(metric(pred, target).cpu())
+            pred, n = batches.widened(pred), batches.samples(inputs, target)
+            samples.append(n)
+            means.append(rows(loss))
+            columns[LOSS].append(self._losses(pred, target, n))
+            for name, metric in self._metrics.items():
+                columns[name].append(_of(n, metric(pred, target)))
 
         valid = learn.data.valid
         with learn.looking(valid):
             learn.evaluate(valid if valid is not None else (), watch, metrics={})
-        means = torch.stack(losses)
         if self._by_batches is None:
-            found = [values.mean() for values in columns["loss"]]
-            alike = found and torch.allclose(torch.stack(found), means, rtol=CLOSE, equal_nan=True)
-            self._by_batches = not alike
+            self._by_batches = not _alike(columns[LOSS], means)
+            self._leave_out([n for n in self._metrics if any(v is None for v in columns[n])])
+        return self._whole(columns, means, samples)
+
+    def _losses(self, pred: Any, target: Any, n: int) -> Tensor | None:
+        """Return the losses of the n samples of a batch; None where they are not known."""
+        loss_func = self.learn.loss_func
+        each = per_sample(infer_loss(target) if loss_func is None else loss_func)
+        if each is None or self._by_batches:
+            return None
+        try:
+            return _of(n, each(pred, target))
+        except Exception:  # noqa: BLE001 - a loss may take `reduction` and know no "none"
+            return None
+
+    def _whole(
+        self, columns: dict[str, list[Tensor | None]], means: list[Tensor], samples: list[int]
+    ) -> dict[str, Array]:
+        """Return what was read in one piece: by samples or, weighted, by batches."""
+        known = {n: [v for v in columns[n] if v is not None] for n in self.higher}
         if not self._by_batches:
-            return {name: torch.cat(values).numpy() for name, values in columns.items()}
+            return {name: torch.cat(values).numpy() for name, values in known.items()}
         self.weights = np.array(samples, dtype=np.float64)
-        of_batches = {name: torch.stack([v.mean() for v in columns[name]]) for name in self.metrics}
-        return {"loss": means.numpy(), **{name: v.numpy() for name, v in of_batches.items()}}
+        known[LOSS] = means
+        return {
+            name: torch.stack([of_batch.mean() for of_batch in values]).numpy()
+            for name, values in known.items()
+        }
+
+    def _leave_out(self, names: Sequence[str]) -> None:
+        """Go on without metrics that have no value for each sample."""
+        for name in names:
+            del self._metrics[name], self.higher[name]
+        self._require()
+
+    def _require(self) -> None:
+        if self.by not in list(self.higher):
+            raise ValueError(
+                f"metric: {self.by!r} is no metric of this learner that is a mean over samples and "
+                f"has higher_is_better; there are {', '.join(self.higher)}"
+            )
 
 
 def _of_samples(metric: Any) -> Each:
     """Return a metric as a function that gives a value for each sample."""
     options = metric.keywords if isinstance(metric, functools.partial) else {}
     own: Any = metric.func if isinstance(metric, functools.partial) else metric
+    return lambda pred, target: rows(own.each(pred, target, **options))
 
-    def each(pred: Any, target: Any) -> Tensor:
-        values: Tensor = own.each(pred, target, **options)
-        return values.reshape(len(target), -1).cpu().double().mean(1)
 
-    return each
+def _of(n: int, values: Tensor) -> Tensor | None:
+    """Return values if they are those of n samples."""
+    return values if values.shape == (n,) else None
+
+
+def _alike(of_samples: Sequence[Tensor | None], means: Sequence[Tensor]) -> bool:
+    """Tell whether the means of what samples have are the losses of their batches."""
+    found = [values.mean() for values in of_samples if values is not None]
+    return len(found) == len(means) and torch.allclose(
+        torch.stack(found), torch.stack(list(means)), rtol=CLOSE, equal_nan=True
+    )

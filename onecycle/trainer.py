@@ -426,10 +426,10 @@ class Trainer:
             epochs: range, n_epochs: int, callbacks: Sequence[Callback], **options: Any
         ) -> None:
             optimizers.set_mode(self.opt, training=True)
-            self._run(epochs, n_epochs, list(callbacks), aside=read(aside=True), **options)
+            reader = self.data.reader(aside=True, first=options.get("number") or 0)
+            self._run(epochs, n_epochs, list(callbacks), aside=reader, **options)
             optimizers.set_mode(self.opt, training=False)
 
-        read = self.data.reader
         try:
             with (
                 snapshot.surroundings_preserved(self.modules, self.data.train),

@@ -117,20 +117,28 @@ class ProgressBar(Callback):
 
 
 class SweepBar(ProgressBar):
-    """One bar over the steps of a sweep, and no table."""
+    """One bar over the steps of a sweep, or of what is left of a run, and no table."""
 
     def __init__(self, label: str, steps: int) -> None:
         super().__init__(table=False)
         self.label = label
         self.steps = steps
+        self._begun: int | None = None  # the step with which the bar begins
+
+    def on_train_begin(self, learn: Learner) -> None:
+        """Choose a surface."""
+        super().on_train_begin(learn)
+        self._begun = None
 
     def on_epoch_begin(self, learn: Learner) -> None:
-        """Open the bar at the first epoch."""
-        if learn.step == 0:
+        """Open the bar at the first epoch, when a run that goes on is at its place."""
+        if self._begun is None:
+            self._begun = learn.step
             self._surface.open(self.label, self.steps)
 
     def on_epoch_end(self, learn: Learner) -> None:
         """Keep it."""
 
     def _place(self, learn: Learner) -> tuple[int, float]:
-        return learn.step, learn.step / self.steps
+        done = learn.step - (self._begun or 0)
+        return done, done / self.steps

@@ -63,14 +63,14 @@ class DataLoaders:
         """Training batches in an epoch, of the `train` that is there now."""
         return _length("train", self.train) if self._steps is None else self._steps
 
-    def reader(self, *, aside: bool = False) -> Reader:
+    def reader(self, *, aside: bool = False, first: int = 0) -> Reader:
         """Return what gives the batches of an epoch, for one run.
 
         With `steps_per_epoch` given a run goes on in the stream where the last one stopped;
-        `aside` reads from its beginning and leaves that place as it is.
+        `aside` reads from its beginning, or from pass `first`, and leaves that place as it is.
         """
         if aside or self._steps is None:
-            return Reader(self, self._steps)
+            return Reader(self, self._steps, first)
         return self._stream
 
     def again(self, batch_size: int | None = None, reseed: int = 0) -> DataLoaders:

@@ -27,11 +27,13 @@ class Reader:
         data: its `train` is the loader, at every epoch the one that is there then.
         steps: batches in an epoch, which goes on where the last one stopped; None is the loader's
             whole length, from its beginning.
+        first: number of the first pass over the loader where `steps` is given.
     """
 
-    def __init__(self, data: Trained, steps: int | None = None) -> None:
+    def __init__(self, data: Trained, steps: int | None = None, first: int = 0) -> None:
         self._data = data
         self._steps = steps
+        self._first = first
         self._pass: Pass | None = None
         self._resumed = False
         self._broken = False
@@ -61,7 +63,7 @@ class Reader:
     def _next(self) -> Any:
         """Return the next batch, of another pass if need be; END if the data is empty."""
         if self._pass is None:
-            self._pass = Pass(self._data.train, 0)
+            self._pass = Pass(self._data.train, self._first)
         batch = next(self._pass, END)
         if batch is END and self._pass.taken:
             self._pass = Pass(self._data.train, self._pass.number + 1)
