@@ -250,7 +250,9 @@ def verdict(curve: Curve, tol: float = TOL) -> str:
         return f"diverged at {curve.budgets[-2]}: use {chosen}, or a lower learning rate"
     gained = f"the last doubling gained {_percent(gain, se)}"
     if _clear(*curve.difference(-1, curve.best)):
-        return f"overfits after {curve.budgets[curve.best]}: use {chosen}, or regularise more"
+        best = curve.budgets[curve.best]
+        near = "" if chosen == best else f", which is within one standard error of {best}"
+        return f"overfits after {best}: use {chosen}{near}, or regularise more"
     if _clear(gain, se) and gain > tol:
         return f"still improving at {last}: {gained}; try {2 * last}"
     if chosen < last:

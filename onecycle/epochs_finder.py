@@ -112,6 +112,8 @@ class Trunks(Callback):
     As a callback it reads, as a saver (see `Loop`) it keeps.
     """
 
+    in_validation = False
+
     def __init__(self, read: ReadOut, budgets: Sequence[int], ema: EMA, *, keep: bool) -> None:
         self.read, self.budgets, self.ema, self.keep = read, budgets, ema, keep
         last = budgets[-1]

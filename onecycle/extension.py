@@ -48,6 +48,8 @@ def planned(
     trunk: Trunk | None,
     cooldown: float,
     constant: float = CONSTANT,
+    *,
+    momentum: bool = True,
 ) -> Extension:
     """Return the extension of a run by `epochs` epochs.
 
@@ -59,6 +61,7 @@ def planned(
         trunk: of the run, if there is one.
         cooldown: share of the whole run in which a trunk is annealed.
         constant: share of the peak for "constant".
+        momentum: whether the optimizer has one in use.
 
     Raises:
         ValueError: an argument out of its range; "trunk" without one.
@@ -71,7 +74,7 @@ def planned(
     if strategy == "trunk":
         return _from_trunk(epochs, last, peaks, trunk, cooldown)
     peak = peaks[-1]
-    moms = _moms(last)
+    moms = _moms(last) if momentum else None
     scheduler: Callback | None
     if strategy == "cycle":
         scheduler = OneCycleScheduler(list(peaks), moms)
@@ -105,10 +108,11 @@ def _from_trunk(
         name: [_flat_then_down(*ends, border) for ends in zip(own, trunk.ends[name], strict=True)]
         for name, own in values.items()
     }
+    flat = f"flat at {peaks[-1]:.2e} to epoch {border * total:.4g}, then"
     line = (
-        f"extend: back to epoch {trunk.epoch:.4g}, before the anneal; flat at {peaks[-1]:.2e} to "
-        f"epoch {border * total:.4g}, down to {trunk.ends['lr'][-1]:.1e} at {total}: "
-        f"{total - trunk.epoch:.4g} epochs to train"
+        f"extend: back to epoch {trunk.epoch:.4g}, before the anneal; "
+        f"{flat if border * total > trunk.epoch else f'from {peaks[-1]:.2e}'} "
+        f"down to {trunk.ends['lr'][-1]:.1e} at {total}: {total - trunk.epoch:.4g} epochs to train"
     )
     scheduler = ParamScheduler(plan)
     return Extension(range(first, total), total, values["lr"], scheduler, trunk, line)

@@ -9,7 +9,6 @@ from onecycle import plan as plans
 
 IN_A_ROW = 3
 SHORT = 2  # epochs
-METHODS = ("fit", "fit_one_cycle")
 
 
 def hint(fits: Sequence[Mapping[str, Any]]) -> str | None:
@@ -31,5 +30,5 @@ def hint(fits: Sequence[Mapping[str, Any]]) -> str | None:
 
 
 def _is_short(fit: Mapping[str, Any]) -> bool:
-    whole = fit["epochs"] == fit["tot_epochs"] <= SHORT
-    return fit["method"] in METHODS and whole
+    whole: bool = fit["epochs"] == fit["tot_epochs"] <= SHORT
+    return whole and fit["method"] == "fit_one_cycle"

@@ -8,7 +8,18 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from onecycle import checks, epochs_finder, extension, finder, freezing, optimizers, plot, report
+from onecycle import (
+    checks,
+    epochs_finder,
+    extension,
+    files,
+    finder,
+    freezing,
+    optimizers,
+    plot,
+    report,
+    resuming,
+)
 from onecycle import plan as plans
 from onecycle.callback import (
     Callback,
@@ -30,7 +41,7 @@ from onecycle.schedules import (
 )
 from onecycle.summary import Summary, summarize
 from onecycle.trainer import KeepTrunk, Trainer, scheduler_of, span_of
-from onecycle.trunk import Trunk
+from onecycle.trunk import Trunk, of_file
 from onecycle.tuning import halving
 from onecycle.tuning.search import Search
 
@@ -282,6 +293,7 @@ class Learner(Trainer):
         lr: LR | None = None,
         *,
         cooldown: float = extension.COOLDOWN,
+        trunk: str | os.PathLike[str] | None = None,
         wd: float | None = None,
         callbacks: Iterable[Callback | type[Callback]] = (),
         keep_trunk: KeepTrunk = True,
@@ -297,36 +309,58 @@ class Learner(Trainer):
                 was annealed before is trained anew. "decay" goes on from the trained model, from
                 the peak of the last fit straight down to 0. "cycle" is one more cycle up to that
                 peak, "constant" stays at a tenth of it. "auto" is "trunk" where the last fit has
-                kept one from its second half, else "decay".
+                kept one from its second half, and the learner is as it was, else "decay". After
+                `load` there is no trunk.
             lr: the rate instead, as `lr` of `fit`; of a number the groups keep their ratios.
             cooldown: share of the whole run, old and new, for the anneal of a trunk.
+            trunk: file of the trunk to go back to, which `keep_trunk=` or a `Checkpoint` has
+                written, in this process or another; the history there is not in it.
             wd: weight decay for this fit only.
             callbacks: for this fit only; those of the last fit are not remembered.
             keep_trunk: as in `fit_one_cycle`, to be extended again.
 
         Raises:
-            ValueError: nothing was trained yet; "trunk" where there is none, or other data.
+            ValueError: nothing was trained yet; "trunk" where there is none, or of another model,
+                data or settings.
 
         Source: for the trunk Hagele et al. 2024 (arXiv 2405.18392); measured against the others in
         `tests/benchmarks/epochs.py`.
         """
+        self._use_optimizer()
         given = as_callbacks(callbacks)
-        there = self._saved_plan("extend", [epochs, strategy], given)
+        n = optimizers.n_groups(self.opt)
+        asked = lr if lr is None else optimizers.spread("lr", lr, n)
+        file = None if trunk is None else files.as_path(trunk, "trunk")
+        options: dict[str, Any] = {
+            "asked": [epochs, strategy, asked, cooldown, wd, file and str(file)]
+        }
+        there = self._saved_plan("extend", options["asked"], given)
         if there is not None:
             self._again(there, plans.scheduler_of(there), given)
             return
-        if not self.recorder.plans:
+        if file is not None:
+            checks.choice("strategy", strategy, ("auto", "trunk"))
+            kept = self._usable_trunk("trunk", of_file(file))
+        elif self.recorder.plans:
+            kept = self._usable_trunk(strategy, self.trunk)
+        else:
             raise ValueError("nothing to extend: train by fit or fit_one_cycle first")
-        last, trunk = self.recorder.plans[-1], self._usable_trunk(strategy)
-        own = trunk.values["lr"] if trunk is not None else plans.rates(last)
-        ratios = [rate / own[-1] for rate in own]
-        peaks = own if lr is None else optimizers.spread("lr", lr, len(own), ratios)
+        last = self.recorder.plans[-1] if kept is None or file is None else kept.plan
+        own = kept.values["lr"] if kept is not None else plans.rates(last)
+        if lr is None and len(own) != n:
+            raise ValueError(
+                f"lr must be given: the last fit had {len(own)} layer groups, and now there are {n}"
+            )
+        ratios = [rate / own[-1] for rate in own] if len(own) == n else None
+        peaks = own if lr is None else optimizers.spread("lr", lr, n, ratios)
         low = extension.CONSTANT if lr is None else 1.0
-        one = extension.planned(epochs, strategy, last, peaks, trunk, cooldown, low)
+        momentum = optimizers.has_momentum(self.opt)
+        one = extension.planned(
+            epochs, strategy, last, peaks, kept, cooldown, low, momentum=momentum
+        )
         self.say(one.line)
         rest = one.epochs, one.n_epochs, one.lrs, wd, one.scheduler, given
-        options: dict[str, Any] = {"keep_trunk": keep_trunk, "asked": [epochs, strategy]}
-        self._fit("extend", *rest, since=one.since, **options)
+        self._fit("extend", *rest, since=one.since, keep_trunk=keep_trunk, **options)
 
     def fine_tune(
         self,
@@ -708,19 +742,23 @@ class Learner(Trainer):
 
     def _otherwise(self, trunk: Trunk) -> str | None:
         """Return in what this learner differs from the one that a trunk is of, None for nothing."""
-        here = plans.of_fit(self, "", range(1), 1, [], None, None)
-        return plans.difference(plans.settings(trunk.plan), plans.settings(here))
+        kept = trunk.read()
+        other = resuming.difference(self, kept, plans.of_fit(self, "", range(1), 1, [], None, None))
+        trained = [own["trained"] for own in kept["run"]["modules"]]
+        here = [[p.requires_grad for p in module.parameters()] for module in self.modules]
+        if other is None and trained != here:
+            return "model: other parameters are trained now"
+        return other
 
-    def _usable_trunk(self, strategy: str) -> Trunk | None:
-        """Return the trunk that `strategy` is to go back to, None for none."""
-        trunk = self.trunk
+    def _usable_trunk(self, strategy: str, trunk: Trunk | None) -> Trunk | None:
+        """Return `trunk` if `strategy` is to go back to it, None if not."""
         if trunk is None or strategy not in ("auto", "trunk"):
             return None
         other = self._otherwise(trunk)
         if strategy == "auto":
             return trunk if other is None and trunk.progress >= 0.5 else None
         if other is not None:
-            raise ValueError(f"strategy='trunk' goes on as the last fit was, but {other}")
+            raise ValueError(f"strategy='trunk' goes on as the run was, but {other}")
         return trunk
 
     def _steps(self, epochs: int) -> int:

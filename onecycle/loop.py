@@ -34,7 +34,13 @@ if TYPE_CHECKING:
 
 
 class Saver(Protocol):
-    """What saves a run while it is at rest, such as `Checkpoint`."""
+    """What saves a run while it is at rest, such as `Checkpoint`.
+
+    Attributes:
+        in_validation: whether it saves there, too, when a signal is about to stop the run.
+    """
+
+    in_validation: bool
 
     def begin(self, learn: Trainer, *, resumed: bool) -> None:
         """The run begins, or goes on from a file."""
@@ -263,7 +269,8 @@ def _epoch(learn: Trainer, saved: dict[str, Any] | None, validate: bool) -> None
 def _validation(learn: Trainer) -> None:
     """Validate; what was interrupted is done again, so what callbacks saw of it does not count."""
     loop = learn.loop
-    loop.before_validation = state.own_states(loop.callbacks) if loop.savers else None
+    saving = any(saver.in_validation for saver in loop.savers)
+    loop.before_validation = state.own_states(loop.callbacks) if saving else None
     try:
         while True:
             try:

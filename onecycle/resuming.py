@@ -36,6 +36,11 @@ def load(path: Path) -> tuple[Path, State] | None:
             f"path: {str(found[0])!r} holds a model and no run: it is of Learner.save, and not of "
             "Checkpoint; learn.load takes it"
         )
+    if found is not None and "trunk" in found[1]:
+        raise ValueError(
+            f"path: {str(found[0])!r} holds the trunk of a run: learn.extend(epochs, trunk=path) "
+            "goes back to it"
+        )
     return found
 
 
@@ -51,16 +56,8 @@ def check(learn: Trainer, file: Path, saved: State, callbacks: Sequence[Callback
     Raises:
         ValueError: it says what differs first, and what was saved.
     """
-    there = saved["run"]["plan"]
-    of_model = checkpoint.first_difference(learn.model.state_dict(), saved["model"])
-    of_opt = checkpoint.optimizer_difference(learn.opt, learn.model, saved["optimizer"])
-    different = (
-        (of_model and f"model: {of_model}")
-        or _other_modules(learn, saved)
-        or (of_opt and f"opt_func: the saved run {of_opt}")
-        or plan.difference(plan.settings(there), plan.settings(learn.plan))
-        or plan.difference(there, learn.plan)
-    )
+    different = difference(learn, saved, learn.plan)
+    different = different or plan.difference(saved["run"]["plan"], learn.plan)
     missing = state.missing_callbacks(callbacks, saved)
     if different is None and missing:
         different = f"callbacks: {', '.join(missing)} of the saved run is not here"
@@ -70,6 +67,25 @@ def check(learn: Trainer, file: Path, saved: State, callbacks: Sequence[Callback
             f"Make this one the same, or finish that one by learn.resume({str(file)!r}), or begin "
             "afresh with resume=False or another path"
         )
+
+
+def difference(learn: Trainer, saved: State, here: plan.Plan) -> str | None:
+    """Return how the learner differs from that of a saved run, in words; None if it does not.
+
+    Args:
+        learn: the learner.
+        saved: the state.
+        here: a plan of the learner's, for its settings.
+    """
+    of_model = checkpoint.first_difference(learn.model.state_dict(), saved["model"])
+    of_opt = checkpoint.optimizer_difference(learn.opt, learn.model, saved["optimizer"])
+    there = saved["run"]["plan"]
+    return (
+        (of_model and f"model: {of_model}")
+        or _other_modules(learn, saved)
+        or (of_opt and f"opt_func: the saved run {of_opt}")
+        or plan.difference(plan.settings(there), plan.settings(here))
+    )
 
 
 def make_way(learn: Trainer, path: Path) -> str | None:
@@ -140,11 +156,12 @@ def line(learn: Trainer, file: Path, saved: State) -> str:
     """Return what is restored, and from where on training goes on."""
     place, there = saved["run"]["place"], saved["run"]["plan"]
     last = there["start_epoch"] + there["epochs"]
-    at = f"epoch {place['epoch'] + 1} of {last}, batch {place['batches'] + 1}"
+    of = f" of {last}" if last < plan.UNBOUNDED else ""
+    at = f"epoch {place['epoch'] + 1}{of}, batch {place['batches'] + 1}"
     if place["epoch"] == last:
         at = f"the end of epoch {last}"
     elif place["batches"] >= there["steps_per_epoch"]:
-        at = f"the validation of epoch {place['epoch'] + 1} of {last}"
+        at = f"the validation of epoch {place['epoch'] + 1}{of}"
     names = [name for name, own in saved["run"]["callbacks"] if own]
     text = (
         f"resumed from {file} at {at}, step {place['step']}: model, optimizer, generators, "

@@ -218,19 +218,17 @@ class Trainer:
             since: go on from there, and not from what is trained by now.
             asked: what else tells this plan from another one.
         """
+        self.loop.require_rest()
         self._use_optimizer()
-        decay = None if wd is None else checks.real("wd", wd, low=0.0)
-        if decay is not None and not optimizers.has(self.opt, "wd"):
-            raise ValueError(f"wd: {type(self.opt).__name__} has no weight decay, leave it out")
+        decay = self._decay(wd)
         given = [*as_callbacks(self.callbacks), *as_callbacks(callbacks)]
-        self.scheduler = self._check(given, scheduler)
-        budget = None if minutes is None else self._budget(minutes, n_epochs)
-        first = [cb for cb in (self.recorder, budget, scheduler) if cb is not None]
-        everyone = [*first, *given, self.display]
+        rate = self._check(given, scheduler)
+        budget = None if minutes is None else time_budget(minutes, n_epochs, rate)
         savers = [callback for callback in given if isinstance(callback, Checkpoint)]
         self._check_savers(savers)
-        keeper = trunk_keeper(keep_trunk, scheduler, savers, since)
-        self.loop.require_rest()
+        keeper = trunk_keeper(keep_trunk, scheduler, given, since)
+        first = [cb for cb in (self.recorder, budget, scheduler) if cb is not None]
+        everyone = [*first, *given, self.display]
         self.plan = plans.of_fit(self, method, epochs, n_epochs, lrs, decay, scheduler)
         kept = keep_trunk if isinstance(keep_trunk, bool) else str(keep_trunk)
         self.plan |= {"minutes": minutes, "keep_trunk": kept, "asked": list(asked)}
@@ -242,37 +240,33 @@ class Trainer:
             self.trunk = keeper.found(self.plan) if keeper else None
             return
         saved = saved or unfinished
-        self.trunk = None
         if saved is not None:
             resuming.check(self, *saved, everyone)
             self.say(resuming.line(self, *saved))
-            step = saved[1]["run"]["place"]["step"]
-            self.trunk = keeper.found(self.plan, step) if keeper else None
+            if keeper is not None:
+                keeper.trunk = keeper.found(self.plan, saved[1]["run"]["place"]["step"])
         else:
             for saver in savers:
                 text = resuming.make_way(self, saver.path)
                 if text is not None:
                     self.say(text)
-        with optimizers.preserved(self.opt):
+        with optimizers.preserved(self.opt), self._trunk_of(keeper, resumed=saved is not None):
             optimizers.write(self.opt, "lr", lrs)
             if decay is not None:
                 optimizers.write(self.opt, "wd", [decay])
-            state = saved[1] if saved else since and since.load()
-            keepers = [keeper] if keeper is not None and self.trunk is None else []
-            self.budget = budget
+            self.budget, self.scheduler = budget, rate
             try:
                 self._run(
                     epochs,
                     n_epochs,
                     everyone,
-                    savers=[*keepers, *savers],  # or a kill between them would lose the trunk
-                    saved=state,
+                    # The trunk first: a checkpoint of the same step must not be without it.
+                    savers=[*([] if keeper is None else [keeper]), *savers],
+                    saved=saved[1] if saved else since and since.load(),
                     resumed=saved is not None,
                 )
             finally:
                 self.budget = None
-                for one in keepers:
-                    self.trunk = one.trunk
                 for saver in savers:
                     if saver.stopped is not None:
                         self.say(saver.stopped)
@@ -283,10 +277,20 @@ class Trainer:
             self.say(advice)
             self.hints = False
 
-    def _budget(self, minutes: float, n_epochs: int) -> TimeBudget:
-        if isinstance(self.scheduler, TorchScheduler):
-            raise TypeError("minutes: a TorchScheduler goes by steps and not by the clock")
-        return TimeBudget(minutes, bounded=n_epochs < plans.UNBOUNDED)
+    def _decay(self, wd: float | None) -> float | None:
+        if wd is not None and not optimizers.has(self.opt, "wd"):
+            raise ValueError(f"wd: {type(self.opt).__name__} has no weight decay, leave it out")
+        return None if wd is None else checks.real("wd", wd, low=0.0)
+
+    @contextmanager
+    def _trunk_of(self, keeper: TrunkKeeper | None, *, resumed: bool) -> Iterator[None]:
+        """Have the trunk of the fit in the block; of one that came to nothing, the one before."""
+        before = len(self.recorder.plans)
+        try:
+            yield
+        finally:
+            if resumed or len(self.recorder.plans) > before:
+                self.trunk = None if keeper is None else keeper.trunk
 
     def _use_optimizer(self) -> None:
         """Take over an optimizer that was put in the place of the first one."""
@@ -342,10 +346,19 @@ class Trainer:
         """Return the plan that a run to resume had for this call, which cannot be made again."""
         given = [*as_callbacks(self.callbacks), *as_callbacks(callbacks)]
         found = self._unfinished([cb for cb in given if isinstance(cb, Checkpoint)])
-        plans_there = resuming.plans_of(found[1]) if found else []
-        here = plans_there[self._begun : self._begun + 1] or plans_there[-1:]
-        alike = [p for p in here if p["method"] == method and p["asked"] == list(asked)]
-        return alike[0] if alike else None
+        if found is None:
+            return None
+        there = resuming.plans_of(found[1])
+        plan = there[self._begun] if self._begun < len(there) else there[-1]
+        if plan["method"] != method:
+            return None
+        if plan["asked"] != list(asked):
+            raise ValueError(
+                f"path: {str(found[0])!r} holds an unfinished run, and this one is another: it has "
+                f"{method} with {plan['asked']}, here are {list(asked)}. Make them the same, or "
+                "begin afresh with resume=False or another path"
+            )
+        return plan
 
     def say(self, text: str) -> None:
         """Show a line of text, unless nothing is to be shown."""
@@ -550,6 +563,7 @@ class Trainer:
         """
         opt = self.opt if checks.flag("with_opt", with_opt) else None
         checkpoint.restore(path, self.model, opt)
+        self.trunk = None  # what is trained from here on is no more what the last fit was
         return self
 
     def resume(
@@ -683,20 +697,33 @@ def span_of(epochs: int | None, minutes: float | None) -> range:
     return range(plans.UNBOUNDED if epochs is None else checks.integer("epochs", epochs))
 
 
+def time_budget(minutes: float, n_epochs: int, rate: Any) -> TimeBudget:
+    """Return what ends a run in time, whose learning rate is moved by `rate`."""
+    if isinstance(rate, TorchScheduler):
+        raise TypeError("minutes: a TorchScheduler goes by steps and not by the clock")
+    return TimeBudget(minutes, bounded=n_epochs < plans.UNBOUNDED)
+
+
 def trunk_keeper(
     keep_trunk: KeepTrunk,
     scheduler: Callback | None,
-    savers: Sequence[Checkpoint],
+    callbacks: Sequence[Callback],
     since: Trunk | None,
 ) -> TrunkKeeper | None:
     """Return who keeps the run before its anneal: in memory, or beside what a Checkpoint saves."""
     if keep_trunk is False:
         return None
+    path: Path | None
+    if keep_trunk is True:
+        beside = next((cb.path for cb in callbacks if isinstance(cb, Checkpoint)), None)
+        path = beside and beside.with_name(f"{beside.name}.trunk")
+    else:
+        path = files.as_path(keep_trunk, "keep_trunk")
+    written = (getattr(callback, "path", None) for callback in callbacks)
+    if path and path.absolute() in [own.absolute() for own in written if isinstance(own, Path)]:
+        raise ValueError(f"keep_trunk: {str(path)!r} is written by a callback, too; give another")
     share = PEAKED if isinstance(scheduler, OneCycleScheduler) else 1.0
-    if keep_trunk is not True:
-        return TrunkKeeper(share, files.as_path(keep_trunk, "keep_trunk"), since)
-    path = savers[0].path if savers else None
-    return TrunkKeeper(share, path and path.with_name(f"{path.name}.trunk"), since)
+    return TrunkKeeper(share, path, since)
 
 
 def scheduler_of(schedule: Any, lrs: list[float]) -> ParamScheduler | TorchScheduler:

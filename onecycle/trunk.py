@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -38,28 +40,39 @@ class Trunk:
         progress: the same, as the schedule has it.
         values: of the scheduled hyper-parameters at this place, for each layer group.
         ends: of the same at the end of the plan.
+        step: steps done of the plan.
         path: the file.
     """
 
-    state: State | None
-    plan: State
+    state: State | None = field(repr=False)
+    plan: State = field(repr=False)
     epoch: float
     progress: float
     values: Values
     ends: Values
+    step: int = 0
     path: Path | None = None
 
-    def load(self) -> State:
-        """Return the state, in tensors of its own: an optimizer trains in those that it is given.
+    def read(self) -> State:
+        """Return the state, to look at.
 
         Raises:
             FileNotFoundError, ValueError: its file is gone or damaged.
         """
         if self.state is not None:
-            copy: State = copied(self.state)
-            return copy
+            return self.state
         loaded = checkpoint.load(self.path or "")
         return {name: loaded[name] for name in ("model", "optimizer", "run")}
+
+    def load(self) -> State:
+        """Return the state, in tensors of its own: an optimizer trains in those that it is given.
+
+        Raises:
+            FileNotFoundError, ValueError: as `read`.
+        """
+        read = self.read()
+        own: State = read if self.state is None else copied(read)
+        return own
 
 
 class TrunkKeeper:
@@ -72,6 +85,8 @@ class TrunkKeeper:
         path: file to keep the trunk in; None is memory, if it is not larger than 1 GB.
         since: where the run begins, its trunk if it anneals at once.
     """
+
+    in_validation = False
 
     def __init__(self, share: float, path: Path | None = None, since: Trunk | None = None) -> None:
         self.share = share
@@ -86,31 +101,38 @@ class TrunkKeeper:
 
     def begin(self, learn: Trainer, *, resumed: bool) -> None:
         """Find the anneal in the schedule."""
-        self._at = before_anneal(learn.scheduler, self.share)
+        # A run that is resumed may have its trunk in the file already.
+        self._at = None if self.trunk else before_anneal(learn.scheduler, self.share)
         if self._at is not None and learn.progress > self._at:
             if self.since is not None and not resumed:
-                self._keep(learn, self.since.load(), self.since.epoch)
+                self._keep(learn, self.since.read, self.since.epoch)
             self._at = None
+        self.since = None
         if self._at is None:
             self._leave(learn)
 
     def rest(self, learn: Trainer, *, epoch_over: bool, stopping: bool) -> None:  # noqa: ARG002
-        """Take the state when the anneal is next."""
-        if learn.progress < (self._at or 0.0):
+        """Take the state when the anneal is next; without places, at the last epoch before it."""
+        if not epoch_over and learn.progress < (self._at or 0.0):
             return
-        done = learn.batch_index + 1
-        whole = done == learn.batches_per_epoch
-        if not epoch_over and (whole or positioned_by(learn.data.train) is None):
-            return  # the end of the epoch will do
-        learn.training_step.guard.settle(learn)
-        taken = state.capture(learn, epoch_over=epoch_over)
-        # History goes on from where it is, and who judges by it begins anew; all that trains goes
-        # back.
-        own = zip(learn.loop.callbacks, taken["run"]["callbacks"], strict=True)
-        taken["run"]["callbacks"] = [memory for cb, memory in own if not isinstance(cb, JUDGES)]
-        inside = 1.0 if epoch_over else done / learn.batches_per_epoch
-        self._keep(learn, taken, learn.epoch + inside)
+        if not self._is_due(learn, epoch_over):
+            return
+        done = 1.0 if epoch_over else (learn.batch_index + 1) / learn.batches_per_epoch
+        self._keep(learn, partial(taken_at_rest, learn, epoch_over), learn.epoch + done)
         self._leave(learn)
+
+    def _is_due(self, learn: Trainer, epoch_over: bool) -> bool:
+        at = self._at or 0.0
+        if positioned_by(learn.data.train) is not None:
+            return learn.progress >= at and (epoch_over or not learn.last_batch)
+        if not epoch_over:
+            return False
+        updates, epochs = learn.steps_per_epoch, learn.epoch + 1
+        # The progress of the last step of this epoch, and of the next one.
+        this, following = (
+            learn.progress * (n * updates - 1) / (epochs * updates) for n in (epochs, epochs + 1)
+        )
+        return this <= at < following
 
     def end(self, learn: Trainer) -> None:
         """Nothing is left to do."""
@@ -119,26 +141,47 @@ class TrunkKeeper:
         """Ask for nothing any more, so that steps cost what they cost without."""
         learn.loop.savers = [saver for saver in learn.loop.savers if saver is not self]
 
-    def _keep(self, learn: Trainer, taken: State, epoch: float) -> None:
+    def _keep(self, learn: Trainer, take: Callable[[], State], epoch: float) -> None:
+        """Keep what `take` returns; where that fails the run goes on, for it needs no trunk."""
+        try:
+            self.trunk = self._kept(learn, take(), epoch)
+        except (OSError, TypeError, ValueError) as error:
+            text = f"the run before its anneal is not kept for extend: {error}"
+            warnings.warn(text, stacklevel=2)
+
+    def _kept(self, learn: Trainer, taken: State, epoch: float) -> Trunk | None:
         place = {
             "epoch": epoch,
             "progress": learn.progress,
-            "values": learn.scheduler.values_at(learn.progress),
+            "values": learn.scheduler.values_at(self._at),
             "ends": learn.scheduler.values_at(1.0),
+            "step": taken["run"]["place"]["step"],
         }
         trunk = Trunk(None, learn.plan, **place, path=self.path)
         if self.path is not None:
             current = {**taken["run"], "plan": learn.plan}
             checkpoint.save(self.path, {**taken, "run": current, "trunk": place})
         elif size(taken) > LIMIT:
-            return learn.say(
+            learn.say(
                 f"the run before its anneal is {size(taken) / LIMIT:.1f} GB and not kept for "
                 "extend; keep_trunk=path keeps it in a file"
             )
+            return None
         else:
             trunk.state = copied(taken)
-        self.trunk = trunk
-        return None
+        return trunk
+
+
+def taken_at_rest(learn: Trainer, epoch_over: bool) -> State:
+    """Return the state of a run without its history, which goes on, and without who judges by it.
+
+    Those begin anew: the best epoch of an anneal that is left behind is not to come back.
+    """
+    learn.training_step.guard.settle(learn)
+    taken = state.capture(learn, epoch_over=epoch_over)
+    own = zip(learn.loop.callbacks, taken["run"]["callbacks"], strict=True)
+    taken["run"]["callbacks"] = [memory for cb, memory in own if not isinstance(cb, JUDGES)]
+    return taken
 
 
 def before_anneal(scheduler: Any, share: float) -> float | None:
@@ -164,14 +207,27 @@ def found(path: Path, plan: State, step: int | None = None) -> Trunk | None:
         step: where a resumed run is; None is its end.
     """
     try:
-        saved = checkpoint.load(path)
-    except (FileNotFoundError, ValueError):
+        trunk = of_file(path)
+    except (OSError, ValueError):
         return None
-    if "trunk" not in saved or saved["run"]["plan"] != plan:
+    if trunk.plan != plan or (step is not None and trunk.step > step):
         return None
-    if step is not None and saved["run"]["place"]["step"] > step:
-        return None
-    return Trunk(None, plan, **saved["trunk"], path=path)
+    return trunk
+
+
+def of_file(path: Path) -> Trunk:
+    """Return the trunk that is in `path`.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is damaged, or holds no trunk.
+    """
+    saved = checkpoint.load(path)
+    if "trunk" not in saved:
+        raise ValueError(
+            f"trunk: {str(path)!r} holds none; keep_trunk= of a fit, or a Checkpoint, writes one"
+        )
+    return Trunk(None, saved["run"]["plan"], **saved["trunk"], path=path)
 
 
 def size(value: Any) -> int:
@@ -195,5 +251,6 @@ def copied(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {key: copied(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return type(value)(copied(item) for item in value)
+        items = [copied(item) for item in value]
+        return items if isinstance(value, list) else tuple(items)
     return value

@@ -37,6 +37,7 @@ def test_three_short_cycles_hint_at_a_longer_one_once(said):
     [
         lambda learn: [learn.fit_one_cycle(1, lr) for lr in (0.01, 0.003, 0.001)],
         lambda learn: [learn.fit_one_cycle(3, 0.01) for _ in range(3)],
+        lambda learn: [learn.fit(1, 0.01) for _ in range(3)],  # which anneals nothing
         lambda learn: [learn.fit_one_cycle(1, 0.01, tot_epochs=3, start_epoch=k) for k in range(3)],
         lambda learn: [
             learn.fit_one_cycle(1, 0.01),

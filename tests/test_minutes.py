@@ -7,7 +7,17 @@ import pytest
 import torch
 from helpers import Halt, mlp, plain, sgd
 
-from onecycle import Callback, Checkpoint, DataLoaders, Learner, TorchScheduler
+from onecycle import (
+    SWA,
+    Callback,
+    CancelBatch,
+    CancelEpoch,
+    Checkpoint,
+    DataLoaders,
+    EarlyStopping,
+    Learner,
+    TorchScheduler,
+)
 from onecycle.schedules import linear, one_cycle, one_cycle_momentum
 
 NEVER = 10**6
@@ -74,8 +84,8 @@ def test_progress_is_the_clock(timed):
     learn, _ = timed(step=1.0)
     learn.fit_one_cycle(minutes=1, max_lr=0.1)
     lrs = learn.recorder.lrs
-    # No step is known to take its second before the first is over.
-    points = [0.0, *(t / 59 for t in range(1, 60))]
+    # How long a step takes is not known before the second is over.
+    points = [0.0, 1 / 60, *(t / 59 for t in range(2, 60))]
     np.testing.assert_allclose(lrs, [one_cycle(0.1)(p) for p in points])
     np.testing.assert_allclose(
         learn.recorder.moms, [one_cycle_momentum()(p) for p in points], atol=1e-6
@@ -171,6 +181,149 @@ def test_what_a_hook_sees_of_the_plan(timed):
     learn.fit_one_cycle(minutes=1, max_lr=0.1, callbacks=Look())
     assert seen[0] == (0, 1)
     assert [n for _, n in seen[1:]] == pytest.approx([6] * 5, abs=1)
+
+
+@pytest.mark.parametrize("first", [20.0, 35.0])
+def test_a_slow_first_step_does_not_end_the_run(timed, first):
+    learn, clock = timed(step=first)
+
+    class Faster(Callback):
+        def on_step_end(self, learn):
+            clock.step = 0.2
+
+    learn.fit_one_cycle(minutes=1, max_lr=0.1, callbacks=Faster())
+    assert clock.now - 1000 == pytest.approx(60, abs=0.5)
+    assert len(learn.recorder.losses) == pytest.approx((60 - first) / 0.2, abs=2)
+
+
+@pytest.mark.parametrize("signal", [CancelEpoch, CancelBatch])
+def test_a_run_without_a_step_ends_in_time_too(timed, signal):
+    learn, clock = timed()
+
+    class Refuse(Callback):
+        def on_epoch_begin(self, learn):
+            clock.now += 1
+            if signal is CancelEpoch:
+                raise signal
+
+        def on_batch_begin(self, learn):
+            clock.now += 1
+            raise signal
+
+    learn.fit_one_cycle(minutes=1, max_lr=0.1, callbacks=Refuse())
+    assert clock.now - 1000 == pytest.approx(60, abs=1.1)
+    assert len(learn.recorder.losses) == 0
+
+
+def test_the_last_update_is_of_all_its_batches(timed):
+    learn, _ = timed(step=1.0, accumulate=5)
+    seen = []
+
+    class Look(Callback):
+        def on_step_end(self, learn):
+            seen.append(learn.training_step.samples)
+
+    learn.fit_one_cycle(2, 0.1, minutes=60, callbacks=Look())
+    assert seen == [150] * 4
+
+
+def test_an_average_of_the_last_part_begins_by_the_clock(timed):
+    learn, _ = timed(step=1.0)
+    learn.fit(minutes=1, lr=0.01, callbacks=SWA(start=0.75))
+    assert ["swa_valid_loss" in row for row in learn.recorder.history] == [False] * 4 + [True] * 2
+
+
+def test_a_cooldown_ends_with_the_minutes(timed):
+    stopping = EarlyStopping(patience=3, min_delta=100.0, on_trigger="cooldown", cooldown=2.0)
+    learn, _ = timed(step=1.0)
+    learn.fit(minutes=1, lr=0.1, callbacks=stopping)
+    assert len(learn.recorder.history) == 6
+    assert learn.recorder.lrs[-1] == 0.0
+
+
+@pytest.mark.parametrize("step", [0.9, 6.0])
+def test_the_trunk_of_a_flat_part_has_seen_nothing_of_the_anneal(timed, step):
+    learn, _ = timed(step=step)
+    learn.fit_wsd(minutes=1, max_lr=0.1)
+    assert learn.trunk.values["lr"] == [0.1]
+    before = round(10 * learn.trunk.epoch)
+    assert learn.recorder.lrs[before - 1] == 0.1
+    assert learn.recorder.lrs[before] < 0.1
+
+
+class Written(Checkpoint):
+    """Counts what is written."""
+
+    count = 0
+
+    def save(self, learn, **how):
+        super().save(learn, **how)
+        self.count += 1
+
+
+def test_the_end_is_saved_once(timed, tmp_path):
+    learn, _ = timed(step=1.0)
+    saver = Written(tmp_path / "run.pt")
+    learn.fit(minutes=1, lr=0.1, callbacks=saver)
+    assert saver.count == 1 + len(learn.recorder.history)
+
+
+def test_nobody_is_told_of_a_million_epochs(timed, monkeypatch, capsys, tmp_path):
+    monkeypatch.setenv("ONECYCLE_PROGRESS", "log")
+    learn, _ = timed(step=1.0)
+    seen = []
+
+    class Look(Callback):
+        def on_train_begin(self, learn):
+            seen.append((learn.n_epochs, learn.total_steps))
+
+    rest = [Look(), Halt(35)]
+    with pytest.raises(KeyboardInterrupt):
+        learn.fit(minutes=1, lr=0.1, callbacks=[Checkpoint(tmp_path / "run.pt"), *rest])
+    assert seen == [(1, 10)]
+    learn.resume(tmp_path / "run.pt", callbacks=[Look(), Halt(NEVER)])
+    assert "at epoch 4, batch 1, step 30" in capsys.readouterr().out
+
+
+def test_a_run_of_one_batch_an_epoch_estimates_its_epochs(digit_tensors, monkeypatch):
+    x, y = digit_tensors
+    seen = []
+
+    class Look(Callback):
+        def on_epoch_begin(self, learn):
+            seen.append(learn.n_epochs)
+
+    clock = Clock(monkeypatch, 6.0)
+    learn = Learner(([(x, y)], None), plain(), callbacks=[clock, Look()])
+    learn.fit(minutes=1, lr=0.01)
+    assert seen == pytest.approx([1] + [10] * 9, abs=1)
+
+
+def test_progress_never_falls(timed):
+    learn, clock = timed(step=1.0, validation=5.0)
+    seen = []
+
+    class Look(Callback):
+        def on_batch_begin(self, learn):
+            seen.append(learn.progress)
+
+        def on_batch_end(self, learn):
+            seen.append(learn.progress)
+
+        def on_epoch_end(self, learn):
+            seen.append(learn.progress)
+            clock.validation = 0.0  # so there is more time than it seemed
+
+    learn.fit(minutes=1, lr=0.1, callbacks=Look())
+    assert seen == sorted(seen)
+    assert (seen[0], seen[-1]) == (0.0, 1.0)
+
+
+def test_of_epochs_and_minutes_the_bar_tells_both(timed, monkeypatch, capsys):
+    monkeypatch.setenv("ONECYCLE_PROGRESS", "terminal")
+    learn, _ = timed(step=1.0)
+    learn.fit_one_cycle(2, 0.1, minutes=1)
+    assert "epoch 1/2, 1 min" in capsys.readouterr().err
 
 
 def test_the_bar_tells_the_minutes(timed, monkeypatch, capsys):

@@ -53,6 +53,12 @@ def picky(pred, target, reduction="mean"):
     return {"mean": own}[reduction](pred, target)
 
 
+def strict(pred, target, reduction="mean"):
+    if reduction != "mean":
+        raise ValueError(reduction)
+    return own(pred, target)
+
+
 def deaf(pred, target, reduction="mean"):
     return own(pred, target)
 
@@ -85,6 +91,7 @@ UNKNOWN = {
     "partial sum": (*VECTOR, drawn(4), partial(functional.mse_loss, reduction="sum")),
     "own": (*VECTOR, drawn(classes=4), own),
     "picky": (*VECTOR, drawn(classes=4), picky),
+    "strict": (*VECTOR, drawn(classes=4), strict),
     "deaf": (*VECTOR, drawn(classes=4), deaf),
     "focal": (*VECTOR, drawn(classes=4), Focal()),
     "built-in": (*VECTOR, drawn(4), torch.dist),

@@ -53,9 +53,12 @@ class ProgressBar(Callback):
     def on_epoch_begin(self, learn: Learner) -> None:
         """Open the bar of the epoch."""
         if self.bar:
-            label = f"epoch {learn.epoch + 1}/{learn.n_epochs}"
-            if learn.budget is not None:
-                label = f"epoch {learn.epoch + 1}, {learn.budget.minutes:g} min"
+            budget = learn.budget
+            label = f"epoch {learn.epoch + 1}"
+            if budget is None or budget.bounded:
+                label += f"/{learn.n_epochs}"
+            if budget is not None:
+                label += f", {budget.minutes:g} min"
             self._surface.open(label, learn.batches_per_epoch)
 
     def on_batch_end(self, learn: Learner) -> None:
@@ -98,14 +101,15 @@ class ProgressBar(Callback):
 
     def _left(self, learn: Learner, share: float, now: float) -> float | None:
         """Return the seconds that the run will take; None during the first validation."""
-        if learn.budget is not None:
+        if learn.budget is not None and not learn.budget.bounded:
             return learn.budget.left
         inside = now - self._validating if self._validating else 0.0
         if inside and not self._validation:
             return None
         training = now - self._started - self._spent - inside
         epochs = learn.stop_epoch - learn.epoch
-        return training * (1.0 - share) / share + max(0.0, epochs * self._validation - inside)
+        left = training * (1.0 - share) / share + max(0.0, epochs * self._validation - inside)
+        return left if learn.budget is None else min(left, learn.budget.left)
 
     def _move(self, learn: Learner) -> None:
         done, share = self._place(learn)

@@ -87,6 +87,7 @@ class SaveBest(Callback):
                 "the model keeps the weights of the last epoch; give every run a path of its own"
             )
         learn.model.load_state_dict(saved["model"])
+        learn.scores = dict(saved["best"]["scores"])
 
     def state_dict(self) -> dict[str, Any]:
         """Return the best value, and what marks the file."""
@@ -100,7 +101,8 @@ class SaveBest(Callback):
     def _save(self, learn: Trainer) -> None:
         learn.training_step.guard.settle(learn)
         run = self._run or uuid.uuid4().hex
-        mark = {"run": run, "monitor": self.monitor.monitor, **self.monitor.state_dict()}
+        own = {"scores": dict(learn.scores), **self.monitor.state_dict()}
+        mark = {"run": run, "monitor": self.monitor.monitor, **own}
         with self.monitor.judged(learn):
             states = checkpoint.states(learn.model, learn.opt)
             checkpoint.save(self.path, {**states, "best": mark})

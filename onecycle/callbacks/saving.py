@@ -47,6 +47,8 @@ class Checkpoint(Callback):
     >>> checkpoint = Checkpoint("runs/digits.pt", every_minutes=10, resume=True)
     """
 
+    in_validation = True
+
     def __init__(
         self,
         path: files.PathLike,
@@ -85,7 +87,8 @@ class Checkpoint(Callback):
         """Save where a rule says so, or when the run is about to be stopped."""
         self._due = self._due or stopping or self._is_due(learn, epoch_over)
         self._step = learn.step
-        last = epoch_over and learn.epoch + 1 == learn.stop_epoch and not stopping
+        final = learn.epoch + 1 == learn.stop_epoch or learn.loop.over
+        last = epoch_over and final and not stopping
         if self._due and not last and (epoch_over or positioned_by(learn.data.train) is not None):
             self.save(learn, epoch_over=epoch_over)
             if stopping:

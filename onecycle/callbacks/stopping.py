@@ -87,6 +87,7 @@ class EarlyStopping(Callback):
         self._ramp: Ramp | None = None
         self._text = ""  # said when the row of the epoch is there
         self._weights: list[state.State] = []
+        self._scores: dict[str, float] = {}
 
     @property
     def cooling(self) -> bool:
@@ -120,6 +121,7 @@ class EarlyStopping(Callback):
             learn.training_step.guard.settle(learn)
             with self._best.judged(learn):
                 self._weights = state.weights(learn.modules)
+            self._scores = dict(learn.scores)
         if self._ramp is not None and learn.epoch == self._ramp.last_epoch:
             raise CancelTrain
         improved = self.monitor.look(learn)
@@ -137,6 +139,7 @@ class EarlyStopping(Callback):
         weights, self._weights = self._weights, []
         if weights:
             state.restore_weights(learn.modules, weights)
+            learn.scores = self._scores
 
     def state_dict(self) -> dict[str, Any]:
         """Return the best values, the weights that go with them, and the cooldown."""
@@ -149,6 +152,7 @@ class EarlyStopping(Callback):
             "ramp": self._ramp and asdict(self._ramp),
             "text": self._text,
             "weights": self._weights,
+            "scores": self._scores,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -158,7 +162,7 @@ class EarlyStopping(Callback):
         self._first, self._waited = state["first"], state["waited"]
         self._triggered, self._text = state["triggered"], state["text"]
         self._ramp = state["ramp"] and Ramp(**state["ramp"])
-        self._weights = state["weights"]
+        self._weights, self._scores = state["weights"], state["scores"]
 
     def _trigger(self, learn: Trainer, left: int) -> None:
         """Stop, or plan the cooldown within the `left` epochs, and say so."""

@@ -53,6 +53,7 @@ class SWA(Averaging):
 
     def on_step_end(self, learn: Learner) -> None:
         """Take the weights of this step in, when its progress is that of `start` or more."""
-        if learn.step - 1 >= self.start * (learn.total_steps - 1):
+        past = learn.step - 1 >= self.start * (learn.total_steps - 1)
+        if past if learn.budget is None else learn.progress >= self.start:
             self.steps += 1
             self.average.update(1.0 / self.steps)
