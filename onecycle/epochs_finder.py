@@ -87,7 +87,7 @@ def reading(learn: Trainer, metric: str | None) -> ReadOut:
     """
     if learn.data.valid is None:
         raise ValueError("epoch_find reads out validation data, and this learner has none")
-    return ReadOut(learn) if metric is None else ReadOut(learn, metric)
+    return ReadOut(learn) if metric in (None, "loss", "valid_loss") else ReadOut(learn, metric)
 
 
 def search(
@@ -157,7 +157,8 @@ class Trunks(Callback):
         """Return the state, which is `progress` of a run from its beginning."""
         learn.training_step.guard.settle(learn)
         taken = state.capture(learn, epoch_over=epoch_over)
-        taken["run"]["callbacks"] = []  # those of the trunk do not go on
+        # It is a run of this plan, and the callbacks of the trunk do not go on.
+        taken["run"] |= {"plan": self.plan, "callbacks": []}
         inside = 1.0 if epoch_over else (learn.batch_index + 1) / learn.batches_per_epoch
         return Trunk(copied(taken), self.plan, learn.epoch + inside, progress, {}, {})
 

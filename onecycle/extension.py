@@ -73,22 +73,22 @@ def planned(
         strategy = "decay" if trunk is None else "trunk"
     if strategy == "trunk":
         return _from_trunk(epochs, last, peaks, trunk, cooldown)
-    peak = peaks[-1]
+    peak, length = peaks[-1], "1 epoch" if epochs == 1 else f"{epochs} epochs"
     moms = _moms(last) if momentum else None
     scheduler: Callback | None
     if strategy == "cycle":
         scheduler = OneCycleScheduler(list(peaks), moms)
-        line = f"another cycle of {epochs} epochs up to {peak:.2e}"
+        line = f"another cycle of {length} up to {peak:.2e}"
     elif strategy == "constant":
         peaks = [constant * peak for peak in peaks]
         scheduler = None
-        line = f"{epochs} epochs at {peaks[-1]:.2e}"
+        line = f"{length} at {peaks[-1]:.2e}"
     else:
         plan: dict[str, list[Schedule]] = {"lr": [schedules.linear(peak, 0.0) for peak in peaks]}
         if moms is not None:
             plan["mom"] = [schedules.linear(moms[1], moms[0])]
         scheduler = ParamScheduler(plan)
-        line = f"{epochs} epochs from {peak:.2e} straight down to 0"
+        line = f"{length} from {peak:.2e} straight down to 0"
     return Extension(range(epochs), epochs, list(peaks), scheduler, None, f"extend: {line}")
 
 

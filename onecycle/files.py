@@ -22,6 +22,8 @@ def as_path(path: Any, name: str = "path") -> Path:
     if not isinstance(path, (str, os.PathLike)) or not os.fspath(path):
         raise TypeError(f"{name} must be the name of a file, got {path!r}")
     file = Path(path).expanduser()
+    if os.fspath(path).endswith(("/", os.sep)):
+        raise IsADirectoryError(f"{name}: {path!r} is a folder, give the name of a file")
     if file.is_dir():
         raise IsADirectoryError(f"{name}: {str(file)!r} is a folder, give the name of a file")
     return file

@@ -536,7 +536,8 @@ class Learner(Trainer):
             space: by name (low, high) of floats, searched by its logarithm where that is a decade
                 or more; or a list of choices or a range. Names are max_lr (or lr), wd, moms,
                 div_factor, pct_start and others of `fit_one_cycle`, and batch_size of data in
-                memory. Choices alone that make at most `n` combinations are all tried.
+                memory. Without a rate that of the last `lr_find` is taken, or of a new one. Choices
+                alone that make at most `n` combinations are all tried.
             epochs: of the longest cycles.
             n: configurations.
             eta: how many times fewer configurations each rung has, and longer cycles.
@@ -567,7 +568,7 @@ class Learner(Trainer):
         (['max_lr', 'wd'], 3)
         """
         options = halving.Options(n, eta, min_epochs, metric, mode, make, seed, backend, study)
-        return halving.search(self, space, epochs, options)
+        return halving.search(self, space, epochs, options, self._found_lr)
 
     def epoch_find(
         self,
@@ -733,6 +734,10 @@ class Learner(Trainer):
         other = self._otherwise(since)
         if other is not None:
             raise ValueError(f"finish goes on as the run of epoch_find was, but {other}")
+        self.say(
+            f"finish: back to epoch {since.epoch:.4g} of the flat run, in the place of the model "
+            f"that is here, and from {lrs[-1]:.2e} down to 0 at {n_epochs}"
+        )
         self._fit("epoch_find", epochs, n_epochs, lrs, None, scheduler, (), since=since)
 
     def _found_lr(self) -> LR:

@@ -143,7 +143,7 @@ def _mode(name: str, metric: Metric | None) -> str:
 def _choices(name: str, known: dict[str, Any], learn: Trainer) -> str:
     """Return the names there are, and the nearest to `name`."""
     text = f"one of {', '.join(map(repr, known))}, got {name!r}"
+    if learn.data.valid is None:
+        return f"{text}: there is no validation data"
     near = difflib.get_close_matches(name, known, n=1)
-    if near:
-        text += f"; did you mean {near[0]!r}?"
-    return text if learn.data.valid is not None else f"{text}; there is no validation data"
+    return f"{text}; did you mean {near[0]!r}?" if near else text

@@ -41,7 +41,7 @@ def close(values, expected):
 # ---- the average ---------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("half_life", [0.01, 0.05, 1.0])
+@pytest.mark.parametrize("half_life", [0.01, 0.05, 0.5])
 def test_ema_is_the_recursion_of_its_formula(data, half_life):
     ema = EMA(half_life)
     _, seen = recorded(data, ema)
@@ -169,7 +169,7 @@ def test_a_metric_object_keeps_what_the_model_itself_scored(data):
     torchmetrics = pytest.importorskip("torchmetrics")
     metric = torchmetrics.Accuracy(task="multiclass", num_classes=10)
     learn = Learner(data, mlp(), metrics={"acc": metric}, device="cpu")
-    learn.fit(1, 0.003, callbacks=[EMA(0.9)])
+    learn.fit(1, 0.003, callbacks=[EMA(0.4)])
     row = learn.recorder.history[-1]
     assert metric.compute().item() == row["acc"] != row["ema_acc"]
 
@@ -436,3 +436,8 @@ def test_at_a_flat_rate_the_average_is_no_worse(digit_tensors):
         better += row["ema_valid_loss"] <= row["valid_loss"]
         assert math.isfinite(row["ema_valid_loss"])
     assert better >= 4
+
+
+def test_a_decay_is_no_half_life():
+    with pytest.raises(ValueError, match=r"half_life must be a share .* got 0\.999; a decay"):
+        EMA(0.999)

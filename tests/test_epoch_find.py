@@ -576,7 +576,7 @@ def test_doubling_without_momentum(data):
         ({"lr": "fast"}, TypeError, "lr"),
         ({"lr": [0.1, 0.2, 0.3]}, ValueError, "lr"),
         ({"branches": "some"}, ValueError, "branches must be one of 'auto', 'all', 'none'"),
-        ({"metric": "valid_loss"}, ValueError, "metric: .*; there are loss, accuracy$"),
+        ({"metric": "val_loss"}, ValueError, "metric: .*; there are loss, accuracy$"),
         ({"metric": "rmse"}, ValueError, "metric: 'rmse' is no "),
         ({"metric": "function"}, ValueError, "metric: 'function' is no "),
         ({"metric": accuracy}, ValueError, "metric: "),
@@ -959,3 +959,8 @@ def test_aside_absorbs_a_signal_as_a_fit_does(learn):
         run(range(1), 1, [Stop()])
         assert learn.step == 1
     assert same(before, everything(learn))
+
+
+def test_the_loss_has_two_names(digit_tensors):
+    learn = make(digit_tensors, "sgd", "in_memory", model=plain())
+    assert learn.epoch_find(1, LR, "none", metric="valid_loss").by == "loss"

@@ -36,6 +36,7 @@ def test_the_trunk_is_within_an_epoch_where_the_loader_has_places(data):
     learn.fit_wsd(3, 0.01, cooldown=0.25)
     assert learn.trunk.epoch == 2.2  # step 22 of 30 is the last flat one
     learn.extend(1)
+    assert learn.recorder.plans[-1]["start_epoch"] == 2
     assert len(learn.recorder.losses) == 30 + 18
 
 
@@ -118,6 +119,15 @@ def test_one_history_goes_on(data):
     assert [plan["method"] for plan in learn.recorder.plans] == ["fit_one_cycle", "extend"]
 
 
+def test_an_extension_trains_the_rest_of_the_epoch_of_its_trunk(data):
+    learn = Learner(data, mlp())
+    learn.fit_wsd(4, 0.01, cooldown=0.05)
+    assert learn.trunk.epoch == 3.8
+    learn.extend(2)
+    assert learn.recorder.plans[-1]["start_epoch"] == 3
+    assert len(learn.recorder.history) == 4 + 3
+
+
 def test_a_cycle_is_left_at_half_of_its_peak_and_annealed_to_its_end(data):
     learn = Learner(data, mlp(), opt_func=sgd)
     learn.fit_one_cycle(8, 0.1)
@@ -131,6 +141,14 @@ def test_a_cycle_is_left_at_half_of_its_peak_and_annealed_to_its_end(data):
     assert lrs[-1] == pytest.approx(0.1 / 25 / 1e4)
     assert moms[-1] == 0.95
     assert moms[0] == pytest.approx(0.9, abs=0.01)
+
+
+def test_an_anneal_that_is_due_at_once_begins_at_the_trunk(data):
+    learn = Learner(data, plain())
+    learn.fit_wsd(4, 0.01)
+    learn.extend(1)
+    lrs = learn.recorder.lrs[40:]
+    np.testing.assert_allclose(lrs, np.linspace(0.01, 0.0, 18))
 
 
 def test_every_layer_group_goes_on_at_its_own_rate(data):
@@ -519,6 +537,16 @@ def test_a_resumed_run_has_its_trunk(data, tmp_path, at):
     with pytest.raises(KeyboardInterrupt):
         run(tmp_path / "run.pt", at)
     assert same(weights(run(tmp_path / "run.pt")), weights(whole))
+
+
+def test_a_learner_that_goes_on_with_its_own_run_has_its_trunk(data, tmp_path):
+    learn = Learner(data, mlp())
+    saver, stop = Checkpoint(tmp_path / "run.pt", every_steps=1), Halt(20)
+    with pytest.raises(KeyboardInterrupt):
+        learn.fit_wsd(4, 0.01, callbacks=[saver, stop])
+    assert learn.trunk is None
+    learn.resume(saver.path, callbacks=Halt(NEVER))
+    assert learn.trunk.epoch == 3.2
 
 
 class Dies(Checkpoint):

@@ -11,6 +11,7 @@ from torch import nn
 from onecycle import (
     Learner,
 )
+from onecycle.files import as_path
 
 
 def test_save_and_load_give_back_model_and_optimizer(data, tmp_path):
@@ -114,3 +115,8 @@ def test_a_saved_file_has_the_mode_of_any_file(learn, tmp_path):
     (tmp_path / "plain").touch()
     path = learn.save(tmp_path / "a.pt")
     assert path.stat().st_mode == (tmp_path / "plain").stat().st_mode
+
+
+def test_a_name_that_ends_as_a_folder_is_refused():
+    with pytest.raises(IsADirectoryError, match="path: 'runs/' is a folder"):
+        as_path("runs/")

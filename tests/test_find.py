@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from onecycle import Callback, DataLoaders, Learner, Search
+from onecycle import Callback, DataLoaders, Learner, Search, accuracy
 from onecycle.tuning.halving import is_higher_better, rungs
 from onecycle.tuning.space import Interval, draw, parse
 from onecycle.tuning.twin import twin
@@ -457,7 +457,7 @@ BAD = {
     "eta": (LR, {"eta": 1}, "eta must be at least 2"),
     "min_epochs": (LR, {"min_epochs": 2}, "min_epochs must be at most 1"),
     "metric": (LR, {"metric": "accuracy", "mode": "max"}, "metric must be one of valid_loss"),
-    "metric_object": (LR, {"metric": len}, "metric must be the name"),
+    "metric_object": (LR, {"metric": len}, "metric must be one of"),
     "mode": (LR, {"mode": "up"}, "mode must be one of 'min', 'max'"),
     "backend": (LR, {"backend": "ray"}, "backend must be one of"),
     "study": (LR, {"study": "s"}, "study must be an optuna.Study"),
@@ -504,3 +504,18 @@ def test_no_search_within_a_fit(learn):
 
     with pytest.raises(RuntimeError, match="a fit is running already"):
         learn.fit(1, 0.01, callbacks=Searching)
+
+
+def test_a_space_without_a_rate_takes_that_of_lr_find(data):
+    learn = Learner(data, mlp())
+    rate = learn.lr_find()
+    found = learn.find({"wd": [0.0, 0.1]}, epochs=1, backend="own")
+    assert found.learner.recorder.plans[0]["max_lr"] == [float(rate)]
+    assert {row["wd"] for row in found.table} == {0.0, 0.1}
+
+
+@pytest.mark.parametrize(("metric", "near"), [("val_loss", "valid_loss"), ("acuracy", "accuracy")])
+def test_an_unknown_metric_is_told_with_the_nearest(data, metric, near):
+    learn = Learner(data, mlp(), metrics=[accuracy])
+    with pytest.raises(ValueError, match=f"metric must be one of .*did you mean '{near}'"):
+        learn.find({"max_lr": [0.1]}, epochs=1, metric=metric)

@@ -197,22 +197,32 @@ def test_a_slow_first_step_does_not_end_the_run(timed, first):
 
 
 @pytest.mark.parametrize("signal", [CancelEpoch, CancelBatch])
-def test_a_run_without_a_step_ends_in_time_too(timed, signal):
+@pytest.mark.parametrize("trained", [0, 2])
+def test_a_run_without_a_step_ends_in_time_too(timed, signal, trained):
     learn, clock = timed()
 
     class Refuse(Callback):
         def on_epoch_begin(self, learn):
             clock.now += 1
-            if signal is CancelEpoch:
+            if signal is CancelEpoch and learn.epoch >= trained:
                 raise signal
 
         def on_batch_begin(self, learn):
-            clock.now += 1
-            raise signal
+            if learn.epoch >= trained:
+                clock.now += 1
+                raise signal
 
     learn.fit_one_cycle(minutes=1, max_lr=0.1, callbacks=Refuse())
     assert clock.now - 1000 == pytest.approx(60, abs=1.1)
-    assert len(learn.recorder.losses) == 0
+    assert len(learn.recorder.losses) == 10 * trained
+
+
+def test_the_next_fit_has_all_its_steps(timed):
+    learn, _ = timed(step=1.0)
+    learn.fit(minutes=0.2, lr=0.1)
+    steps = len(learn.recorder.losses)
+    learn.fit(2, 0.1)
+    assert len(learn.recorder.losses) == steps + 20
 
 
 def test_the_last_update_is_of_all_its_batches(timed):

@@ -633,3 +633,9 @@ def test_what_it_was_about_to_say_is_said_after_a_resume(data, tmp_path, monkeyp
     capsys.readouterr()
     told_learner(data, BAD).resume(tmp_path / "run.pt", callbacks=[Halt(0), stopping()])
     assert "annealing over 1 epoch" in capsys.readouterr().out
+
+
+def test_scores_are_those_of_the_weights_that_are_kept(data):
+    learn = Learner(data, mlp())
+    learn.fit(3, 0.5, callbacks=[EarlyStopping(patience=9, restore_best=True)])
+    assert learn.validate()["valid_loss"] == learn.scores["valid_loss"]

@@ -12,6 +12,9 @@ if TYPE_CHECKING:
     from onecycle.learner import Learner
 
 
+LONGEST = 0.5  # more is what a decay looks like
+
+
 class EMA(Averaging):
     """Average the weights after every step, and validate the average beside the model.
 
@@ -24,7 +27,7 @@ class EMA(Averaging):
     avg <- avg + (1 - 2^(-1 / (h t))) (p - avg), from avg = p at t = 1. Every fit begins anew.
 
     Args:
-        half_life: as a share of the steps taken so far, in (0, 1].
+        half_life: as a share of the steps taken so far, in (0, 0.5].
         buffers: "copy" uses the running statistics of batch norm as the model has them, which lag
             much as the average does; "recompute" estimates them anew on up to 50 training batches.
         at_end: leave the averaged weights in the model when the fit is over, unless an error or
@@ -57,7 +60,12 @@ class EMA(Averaging):
         self, half_life: float = 0.05, *, buffers: str = "copy", at_end: bool = False
     ) -> None:
         super().__init__(buffers, at_end)
-        self.half_life = checks.real("half_life", half_life, low=0.0, high=1.0, open_low=True)
+        self.half_life = checks.real("half_life", half_life, low=0.0, open_low=True)
+        if self.half_life > LONGEST:
+            raise ValueError(
+                f"half_life must be a share of the steps so far, such as 0.05, at most {LONGEST}, "
+                f"got {half_life!r}; a decay such as 0.999 would fit one length of run only"
+            )
         self._rate = -math.log(2.0) / self.half_life
 
     def on_step_end(self, learn: Learner) -> None:  # noqa: ARG002 - the contract of a hook

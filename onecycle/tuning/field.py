@@ -62,6 +62,7 @@ class Field:
         self.sign = -1.0 if higher else 1.0
         self.table: list[Row] = []
         self.learner: Learner | None = None
+        self.fixed: Params = {}  # arguments of every cycle
         self._best = (0, math.inf)
         self._factory = make
         self._made = _taken_by(make, space) if make is not None else {"batch_size"} & space.keys()
@@ -119,7 +120,8 @@ class Field:
     def _fit(self, trial: Learner, epochs: int, params: Params) -> dict[str, float]:
         """Return what the end of the cycle scores, nan when it did not come so far."""
         names = params.keys() - self._made
-        cycle = {"max_lr" if name == "lr" else name: params[name] for name in names}
+        own = {"max_lr" if name == "lr" else name: params[name] for name in names}
+        cycle = {**self.fixed, **own}
         try:
             trial.fit_one_cycle(epochs, **cycle)
         except FloatingPointError:
@@ -164,9 +166,6 @@ class Field:
                 f"find trains complete 1cycles, and {type(self.learn.opt).__name__} averages "
                 "instead of annealing: compare flat runs, fit(epochs, lr), by hand"
             )
-        known = "valid_loss", "train_loss", *self.learn.metrics
-        if self.metric not in known:
-            raise ValueError(f"metric must be one of {', '.join(known)}, got {self.metric!r}")
         if "batch_size" in self._made:
             if isinstance(self.space["batch_size"], Interval):
                 raise ValueError("space['batch_size'] must be a list of whole numbers or a range")

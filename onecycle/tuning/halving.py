@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -66,13 +67,25 @@ class Options:
         checks.integer("seed", self.seed, low=0, high=2**32 - 1)
 
 
-def search(learn: Learner, space: Any, epochs: int, options: Options) -> Search:
-    """Search as `Learner.find` says, and leave no trace in `learn`."""
+def search(
+    learn: Learner, space: Any, epochs: int, options: Options, rate: Callable[[], Any]
+) -> Search:
+    """Search as `Learner.find` says, and leave no trace in `learn`.
+
+    Args:
+        learn: whose twins are trained.
+        space: as the user gave it.
+        epochs: of the last rung.
+        options: the others.
+        rate: returns the peak where the space has none.
+    """
     learn.loop.require_rest()
     options.check(epochs)
     n, eta, seed, study = options.n, options.eta, options.seed, options.study
     parts = parse(space)
     metric = options.metric or "valid_loss"
+    if options.make is None:
+        require_column(metric, learn)
     higher = is_higher_better(metric, options.mode, learn.metrics)
     field = Field(learn, parts, options.make, metric, higher, seed)
     if chosen(options.backend, study) == "own":
@@ -84,6 +97,9 @@ def search(learn: Learner, space: Any, epochs: int, options: Options) -> Search:
         plan = rungs(n, epochs, eta, options.min_epochs)
         study = on_optuna.study_for(parts, plan, eta, seed, higher, study)
         run = partial(on_optuna.climb, field, study, plan)
+    if options.make is None and not {"lr", "max_lr"} & parts.keys():
+        field.fixed = {"max_lr": rate()}
+        field.say(f"max_lr is {float(field.fixed['max_lr']):.2e}, of lr_find")
     interrupted = False
     try:
         run()
@@ -101,6 +117,15 @@ def search(learn: Learner, space: Any, epochs: int, options: Options) -> Search:
     found = Search(field.table, parts, field.learner, lengths, metric, higher, study, interrupted)
     learn.say(f"find: {found!r}")
     return found
+
+
+def require_column(metric: Any, learn: Learner) -> None:
+    """Refuse a metric that the rows of a learner will not have."""
+    known = ["valid_loss", "train_loss", *learn.metrics]
+    if metric not in known:
+        near = difflib.get_close_matches(str(metric), known, n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise ValueError(f"metric must be one of {', '.join(known)}, got {metric!r}{hint}")
 
 
 def halve(field: Field, configurations: Sequence[Params], plan: list[tuple[int, int]]) -> None:

@@ -86,10 +86,10 @@ def study_for(
 def climb(field: Field, study: Any, plan: Plan) -> None:
     """Take every trial up the rungs, as far as the study's pruner lets it."""
     n, lengths = plan[0][0], [length for _, length in plan]
-    steps = ", ".join(map(str, lengths))
+    steps = ", ".join(map(epochs_of, lengths))
     field.say(
-        f"{n} configurations by Optuna, complete cycles of {steps} epochs; from "
-        f"{n * lengths[0]} to {epochs_of(n * sum(lengths))} in all, as its pruner decides"
+        f"{n} configurations by Optuna, complete cycles of {steps}; at least "
+        f"{n * lengths[0]}, at most {epochs_of(n * sum(lengths))} in all, as its pruner decides"
     )
     with quiet():
         for number in range(1, n + 1):
