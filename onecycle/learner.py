@@ -21,6 +21,7 @@ from onecycle import (
     resuming,
 )
 from onecycle import plan as plans
+from onecycle.arguments import KeepTrunk, scheduler_of, span_of
 from onecycle.callback import (
     Callback,
     as_callbacks,
@@ -40,7 +41,7 @@ from onecycle.schedules import (
     wsd,
 )
 from onecycle.summary import Summary, summarize
-from onecycle.trainer import KeepTrunk, Trainer, scheduler_of, span_of
+from onecycle.trainer import Trainer
 from onecycle.trunk import Trunk, of_file
 from onecycle.tuning import halving
 from onecycle.tuning.search import Search

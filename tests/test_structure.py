@@ -34,7 +34,7 @@ LAYERS = [
     {"step", "loop"},
     {"callbacks", "summary"},
     {"plan", "report", "finder", "trunk"},
-    {"resuming", "extension", "epochs_finder", "hints"},
+    {"resuming", "extension", "epochs_finder", "hints", "arguments"},
     {"trainer"},
     {"tuning"},
     {"learner"},
