@@ -113,6 +113,7 @@ class Trunks(Callback):
     """
 
     in_validation = False
+    first_step = 0
 
     def __init__(self, read: ReadOut, budgets: Sequence[int], ema: EMA, *, keep: bool) -> None:
         self.read, self.budgets, self.ema, self.keep = read, budgets, ema, keep

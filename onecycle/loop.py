@@ -7,6 +7,7 @@ all, and only on_train_end fires.
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
@@ -38,9 +39,11 @@ class Saver(Protocol):
 
     Attributes:
         in_validation: whether it saves there, too, when a signal is about to stop the run.
+        first_step: steps that must be done before it wants to be asked within an epoch.
     """
 
     in_validation: bool
+    first_step: int
 
     def begin(self, learn: Trainer, *, resumed: bool) -> None:
         """The run begins, or goes on from a file."""
@@ -74,6 +77,7 @@ class Loop:
         self.failed = False  # whether an error or Ctrl-C has ended the run
         self.callbacks: Sequence[Callback] = ()
         self.savers: Sequence[Saver] = ()
+        self.asks_from = math.inf  # steps done, from which on savers are asked within an epoch
         self.interrupts = Interrupts()
         self.reader: Any = None
         self.number = 0
@@ -139,7 +143,8 @@ class Loop:
             yield
         finally:
             self.reader.end()
-            self.callbacks, self.savers, self.reader = (), (), None
+            self.callbacks, self.reader = (), None
+            self.keep_asking()
             self.before_validation = None
 
     def rest(self, learn: Trainer, *, epoch_over: bool = False) -> None:
@@ -156,6 +161,11 @@ class Loop:
         self.interrupts.deliver()
         if failure is not None:
             raise failure
+
+    def keep_asking(self, *savers: Saver) -> None:
+        """Ask these savers from now on, and no others."""
+        self.savers = savers
+        self.asks_from = min((saver.first_step for saver in savers), default=math.inf)
 
     def check(self, learn: Trainer) -> None:
         """Look at what the end of the epoch will need, unless the very same was looked at."""
@@ -190,6 +200,7 @@ class Loop:
             state.restore(learn, saved, read=not place["batches"])
         for saver in self.savers:
             saver.begin(learn, resumed=resumed)
+        self.keep_asking(*self.savers)
         if not place["batches"]:
             saved = None
         for epoch in range(place["epoch"], epochs.stop):
@@ -255,7 +266,7 @@ def _epoch(learn: Trainer, saved: dict[str, Any] | None, validate: bool) -> None
             learn.batch = move(batch)
             learn.pred = learn.loss = None
             _scope(learn, "on_batch_begin", step, "on_batch_end", CancelBatch)
-            if loop.savers or loop.interrupts.pending:
+            if learn.step >= loop.asks_from or loop.interrupts.pending:
                 loop.rest(learn)
             if loop.over:
                 break

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -92,6 +93,7 @@ class TrunkKeeper:
         self.share = share
         self.path = path
         self.since = since
+        self.first_step = 0
         self.trunk: Trunk | None = None
         self._at: float | None = None
 
@@ -110,6 +112,8 @@ class TrunkKeeper:
         self.since = None
         if self._at is None:
             self._leave(learn)
+        elif learn.budget is None:
+            self.first_step = math.floor(self._at * (learn.total_steps - 1))
 
     def rest(self, learn: Trainer, *, epoch_over: bool, stopping: bool) -> None:  # noqa: ARG002
         """Take the state when the anneal is next; without places, at the last epoch before it."""
@@ -139,7 +143,7 @@ class TrunkKeeper:
 
     def _leave(self, learn: Trainer) -> None:
         """Ask for nothing any more, so that steps cost what they cost without."""
-        learn.loop.savers = [saver for saver in learn.loop.savers if saver is not self]
+        learn.loop.keep_asking(*(saver for saver in learn.loop.savers if saver is not self))
 
     def _keep(self, learn: Trainer, take: Callable[[], State], epoch: float) -> None:
         """Keep what `take` returns; where that fails the run goes on, for it needs no trunk."""

@@ -48,6 +48,7 @@ class Checkpoint(Callback):
     """
 
     in_validation = True
+    first_step = 0
 
     def __init__(
         self,
