@@ -8,13 +8,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from onecycle import checks, schedules
+from onecycle import plan as plans
 from onecycle.callback import Callback
 from onecycle.callbacks.scheduler import OneCycleScheduler, ParamScheduler
 from onecycle.schedules import Schedule
 from onecycle.trunk import Trunk
 
 STRATEGIES = ("auto", "trunk", "decay", "cycle", "constant")
-COOLDOWN = 0.5  # share of the whole run in which a trunk is annealed
+COOLDOWN = 0.65  # share of the whole run in which a trunk is annealed
 CONSTANT = 0.1  # of the peak, the rate that goes on
 Plan = dict[str, Any]
 
@@ -92,6 +93,12 @@ def planned(
     return Extension(range(epochs), epochs, list(peaks), scheduler, None, f"extend: {line}")
 
 
+def rates(last: Plan, trunk: Trunk | None) -> list[float]:
+    """Return the rate to go on from, of each layer group: the peak of a cycle, or a flat rate."""
+    flat = trunk is not None and not _is_cycle(last)
+    return list(trunk.values["lr"]) if trunk is not None and flat else plans.rates(last)
+
+
 def _from_trunk(
     epochs: int, last: Plan, peaks: Sequence[float], trunk: Trunk | None, cooldown: float
 ) -> Extension:
@@ -104,6 +111,9 @@ def _from_trunk(
     total = _length(last, trunk) + epochs
     border = max(trunk.epoch, total * (1.0 - cooldown)) / total
     values = {**trunk.values, "lr": list(peaks)}
+    moms = _moms(last)
+    if moms is not None and "mom" in values:
+        values["mom"] = [moms[1]]
     plan = {
         name: [_flat_then_down(*ends, border) for ends in zip(own, trunk.ends[name], strict=True)]
         for name, own in values.items()
@@ -119,7 +129,7 @@ def _from_trunk(
 
 
 def _flat_then_down(value: float, end: float, border: float) -> Schedule:
-    parts = schedules.constant(value), schedules.linear(value, end)
+    parts = schedules.constant(value), schedules.cosine(value, end)
     return schedules.join(*parts, at=[border])
 
 
@@ -133,8 +143,9 @@ def _length(last: Plan, trunk: Trunk) -> int:
 
 def _moms(last: Plan) -> tuple[float, float] | None:
     """Return outer and inner momentum of a 1cycle, None where the run had another schedule."""
-    schedule = last["schedule"]
-    if schedule is None or schedule["name"] != OneCycleScheduler.__name__:
-        return None
-    moms = schedule["moms"]
+    moms = last["schedule"]["moms"] if _is_cycle(last) else None
     return None if moms is None else (moms[0], moms[1])
+
+
+def _is_cycle(last: Plan) -> bool:
+    return last["schedule"] is not None and last["schedule"]["name"] == OneCycleScheduler.__name__

@@ -306,11 +306,11 @@ class Learner(Trainer):
         Args:
             epochs: beyond the end of the last fit.
             strategy: "trunk" goes back to where the last fit was before its anneal, trains flat at
-                the rate of that place, and anneals again at the new end, in a straight line; what
-                was annealed before is trained anew. "decay" goes on from the trained model, from
-                the peak of the last fit straight down to 0. "cycle" is one more cycle up to that
-                peak, "constant" stays at a tenth of it. "auto" is "trunk" where the last fit has
-                kept one from its second half, and the learner is as it was, else "decay". After
+                its rate, of a 1cycle the peak, and anneals again to the new end, by half a cosine;
+                what was annealed before is trained anew. "decay" goes on from the trained model,
+                from the peak of the last fit straight down to 0. "cycle" is one more cycle up to
+                that peak, "constant" stays at a tenth of it. "auto" is "trunk" where the last fit
+                has kept one from its second half, and the learner is as it was, else "decay". After
                 `load` there is no trunk.
             lr: the rate instead, as `lr` of `fit`; of a number the groups keep their ratios.
             cooldown: share of the whole run, old and new, for the anneal of a trunk.
@@ -347,7 +347,7 @@ class Learner(Trainer):
         else:
             raise ValueError("nothing to extend: train by fit or fit_one_cycle first")
         last = self.recorder.plans[-1] if kept is None or file is None else kept.plan
-        own = kept.values["lr"] if kept is not None else plans.rates(last)
+        own = extension.rates(last, kept)
         if lr is None and len(own) != n:
             raise ValueError(
                 f"lr must be given: the last fit had {len(own)} layer groups, and now there are {n}"

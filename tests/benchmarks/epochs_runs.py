@@ -121,10 +121,10 @@ def extend(task: Task, seed: int) -> Result:
     ways: dict[str, Fit] = {
         f"planned {2 * n}": lambda one: one.fit_one_cycle(2 * n, lr),
         f"{n} alone": lambda one: one.fit_one_cycle(n, lr),
-        "extend (trunk, cooldown 0.5)": cycle,
+        "extend (trunk, cooldown 0.65)": cycle,
         **{
             f"trunk, cooldown {share}": partial(cycle, strategy="trunk", cooldown=share)
-            for share in (0.2, 0.35, 0.7)
+            for share in (0.2, 0.5, 0.8)
         },
         **{way: partial(cycle, strategy=way) for way in ("decay", "cycle", "constant")},
         f"fit_wsd, planned {2 * n}": lambda one: one.fit_wsd(2 * n, lr / 2),
