@@ -20,7 +20,7 @@ from onecycle.schedules import scaled
 from onecycle.trunk import Trunk, TrunkKeeper
 
 KeepTrunk = bool | str | os.PathLike[str]
-PEAKED = 0.5  # of a peak, the rate at which a flat run is best (arXiv 2405.18392)
+PEAKED = 0.5  # of a 1cycle's peak, where its trunk is: before that too much would be trained anew
 NAMES = {"lr": "the learning rate", "mom": "momentum", "wd": "weight decay"}
 
 

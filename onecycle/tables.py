@@ -1,4 +1,4 @@
-"""Tables for a page."""
+"""Tables for a page, and for pandas."""
 
 from collections.abc import Iterable, Sequence
 from html import escape
@@ -28,3 +28,19 @@ def html_table(rows: Iterable[Sequence[Any]], head: Sequence[str] = (), kind: st
         for first, *rest in rows
     )
     return f"{opening}{top}<tbody>{body}</tbody></table>\n"
+
+
+def data_frame(table: Any) -> Any:
+    """Return rows, or a dict of columns, as a pandas DataFrame.
+
+    Raises:
+        ImportError: pandas is not installed.
+
+    >>> data_frame([{"a": 1}, {"a": 2}])["a"].tolist()
+    [1, 2]
+    """
+    try:
+        import pandas as pd
+    except ImportError:
+        raise ImportError("to_pandas needs pandas: pip install pandas") from None
+    return pd.DataFrame(table)

@@ -81,8 +81,8 @@ class TrunkKeeper:
 
     Args:
         share: of the highest learning rate; the anneal is where the rate falls below it for good.
-            1 is the end of a flat part. A 1cycle has none: half of its peak is the rate that a flat
-            run wants.
+            1 is the end of a flat part. A 1cycle, which has none, is left in the middle of its
+            anneal: from its peak on, most of it would be trained anew.
         path: file to keep the trunk in; None is memory, if it is not larger than 1 GB.
         since: where the run begins, its trunk if it anneals at once.
     """

@@ -23,6 +23,7 @@ from onecycle.files import PathLike
 from onecycle.metrics import RESERVED
 from onecycle.series import Series
 from onecycle.smoothing import Array, centred_mean
+from onecycle.tables import data_frame
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -151,11 +152,7 @@ class Recorder(Callback):
         Raises:
             ImportError: pandas is not installed.
         """
-        try:
-            import pandas as pd
-        except ImportError:
-            raise ImportError("to_pandas needs pandas: pip install pandas") from None
-        return pd.DataFrame(self.columns())
+        return data_frame(self.columns())
 
     def write_csv(self, path: PathLike) -> Path:
         """Write the history to `path` as CSV, a line for every epoch, and return the path."""

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from onecycle.display import cell, head
-from onecycle.tables import html_table
+from onecycle.tables import data_frame, html_table
 from onecycle.tuning import picture
 from onecycle.tuning.space import Space, described, epochs_of, shown
 
@@ -77,11 +77,7 @@ class Search:
         Raises:
             ImportError: pandas is not installed.
         """
-        try:
-            import pandas as pd
-        except ImportError:
-            raise ImportError("to_pandas needs pandas: pip install pandas") from None
-        return pd.DataFrame(self.table)
+        return data_frame(self.table)
 
     def plot(self, ax: Any = None) -> Any:
         """Draw the score against the epochs of a cycle and against each parameter.
