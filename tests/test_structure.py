@@ -24,6 +24,7 @@ LAYERS = [
         "plot",
         "tables",
         "shortcuts",
+        "distributed",
     },
     {"snapshot", "schedules", "optimizers", "metrics", "series", "suggest"}
     | {"models", "losses", "display", "plot_lr_find", "network", "recorded"}
