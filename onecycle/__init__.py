@@ -24,6 +24,7 @@ from onecycle.callbacks.torch_scheduler import TorchScheduler
 from onecycle.data.loaders import DataLoaders
 from onecycle.epochs_found import EpochFind
 from onecycle.found import LRFind
+from onecycle.launch import launch
 from onecycle.learner import Learner
 from onecycle.metrics import accuracy, error_rate, mae, mse, rmse, top_k_accuracy
 from onecycle.tuning.search import Search
@@ -55,6 +56,7 @@ __all__ = [
     "accuracy",
     "data",
     "error_rate",
+    "launch",
     "mae",
     "metrics",
     "models",

@@ -99,6 +99,9 @@ class CancelTrain(Cancel):
     width = 3
 
 
+SIGNALS = {signal.width: signal for signal in (CancelBatch, CancelEpoch, CancelTrain)}
+
+
 class Callback:
     """Base of all callbacks: override the hooks you need; each takes the learner.
 

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from onecycle import files, optimizers
+from onecycle import distributed, files, optimizers
 
 FORMAT = 2  # 1 had no runs
 
@@ -33,6 +33,8 @@ def save(path: files.PathLike, state: Mapping[str, Any], keep: int = 1) -> Path:
     Raises:
         TypeError: something in `state` is no tensor and no plain value.
         OSError: the file cannot be written; what was there before is still there.
+
+    Of several processes the first one writes.
     """
     content = {"format": FORMAT, **{name: plain(value, name) for name, value in state.items()}}
 
@@ -40,6 +42,8 @@ def save(path: files.PathLike, state: Mapping[str, Any], keep: int = 1) -> Path:
         with _checksums():
             torch.save(content, file)
 
+    if distributed.rank() > 0:
+        return files.as_path(path)
     try:
         return files.write(path, fill, keep)
     except RuntimeError as error:
@@ -106,15 +110,18 @@ def newest(path: files.PathLike) -> tuple[Found | None, list[tuple[Path, str]]]:
     return None, []
 
 
-def restore(path: files.PathLike, model: nn.Module, opt: torch.optim.Optimizer | None) -> None:
-    """Load a file of `save` into `model` and, unless None, `opt`; an error changes neither.
+def restore(
+    path: files.PathLike,
+    saved: dict[str, Any],
+    model: nn.Module,
+    opt: torch.optim.Optimizer | None,
+) -> None:
+    """Take what `load` has read from `path` into `model` and, unless None, `opt`.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: it is damaged, or of another model or optimizer; the message has the first
-        difference.
+        ValueError: it is of another model or optimizer; the message has the first difference, and
+        nothing was changed.
     """
-    saved = load(path)
     difference = first_difference(model.state_dict(), saved["model"])
     if difference is not None:
         raise ValueError(f"path: {str(path)!r} is of another model: {difference}")

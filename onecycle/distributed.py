@@ -1,6 +1,197 @@
-"""The processes that train one model together, by torch.distributed."""
+"""The processes that train one model together: where they meet, and what becomes of a failure.
 
-from torch import distributed
+All of them run the same program. Whatever could lead one of them elsewhere, such as a signal of a
+callback, Ctrl-C, a loss that is not finite or an error, is exchanged where they meet, so that all
+do the same or all end. One who is gone is missed at the next meeting.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+import zlib
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from datetime import timedelta
+from functools import lru_cache
+from itertools import zip_longest
+from typing import Any, NamedTuple, TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch import distributed as dist
+
+from onecycle.batch import to_device
+
+T = TypeVar("T")
+
+VALUES = 4  # numbers that each process brings to a meeting
+FAILED = -1.0
+GRACE = 3.0  # seconds to wait for a sign of the others, once one is missing
+LAST = 10.0  # seconds to wait for the others when this process has failed
+MISSING = object()
+
+
+class PeerError(RuntimeError):
+    """Another process has failed or is gone, so this one cannot go on."""
+
+
+class Meeting(NamedTuple):
+    """What the processes brought: the widest signal, a signal of the system, rows of numbers."""
+
+    width: int
+    stop: int
+    values: Tensor
+
+
+class World:
+    """All processes that train together, of which this one is number `rank` of `size`.
+
+    A process by itself is a world of size 1, which exchanges nothing.
+
+    >>> world = World()
+    >>> world.rank, world.size, world.first(lambda: "read once")
+    (0, 1, 'read once')
+    """
+
+    def __init__(self) -> None:
+        self.rank, self.size = rank(), size()
+        self.broken = False  # it has failed, so each process goes on by itself to its end
+
+    @property
+    def alone(self) -> bool:
+        """Whether nothing has to be exchanged."""
+        return self.size == 1 or self.broken
+
+    def meet(
+        self, place: str, width: int = 0, stop: int = 0, values: Sequence[float] = ()
+    ) -> Meeting:
+        """Wait for all processes at `place`, and return what they brought.
+
+        Args:
+            place: the same for all, or one of them has taken another way.
+            width: of a signal that a callback has raised here, 0 for none.
+            stop: the number of a signal such as SIGINT that has come here, 0 for none.
+            values: at most four numbers.
+
+        Raises:
+            PeerError: another process has failed, is elsewhere or gone.
+        """
+        given = [*values, *[0.0] * (VALUES - len(values))]
+        if self.alone:
+            return Meeting(width, stop, torch.tensor([given], dtype=torch.float64))
+        rows = self._exchange([float(zlib.crc32(place.encode())), width, stop, *given])
+        failed = (rows[:, 1] == FAILED).nonzero().flatten().tolist()
+        if failed:
+            raise PeerError(self._said(failed))
+        elsewhere = (rows[:, 0] != rows[self.rank, 0]).nonzero().flatten().tolist()
+        if elsewhere:
+            names = ", ".join(map(str, elsewhere))
+            raise PeerError(
+                f"rank {names} is elsewhere in the program than rank {self.rank}, which is at "
+                f"{place!r}: all processes must make the same calls, with the same callbacks"
+            )
+        return Meeting(int(rows[:, 1].max()), int(rows[:, 2].max()), rows[:, 3:])
+
+    def number(self, value: float) -> float:
+        """Return the `value` of the first process, such as the time on its clock."""
+        return value if self.alone else float(self.meet("number", values=[value]).values[0, 0])
+
+    def first(self, make: Callable[[], T]) -> T:
+        """Return what `make` returns, or raise what it raises, in the first process alone."""
+        if self.alone:
+            return make()
+        made: list[Any] = [None, None]
+        if self.rank == 0:
+            try:
+                made[0] = make()
+            except Exception as error:  # noqa: BLE001 - raised below, in all processes
+                made[1] = error
+        self.meet("object")
+        dist.broadcast_object_list(made, src=0, group=_group())
+        if made[1] is not None:
+            raise made[1]
+        value: T = made[0]
+        return value
+
+    def gather(self, value: T) -> list[T]:
+        """Return the values of all processes, in the order of their ranks."""
+        if self.alone:
+            return [value]
+        self.meet("objects")
+        values: list[Any] = [None] * self.size
+        dist.all_gather_object(values, to_device(value, torch.device("cpu")), group=_group())
+        return values
+
+    def merged(self, parts: Sequence[T]) -> list[T]:
+        """Return the parts of all processes in the order of the data, of each batch one or none.
+
+        >>> World().merged([1, 2])
+        [1, 2]
+        """
+        columns = self.gather(list(parts))
+        rows = zip_longest(*columns, fillvalue=MISSING)
+        return [part for row in rows for part in row if part is not MISSING]  # type: ignore[misc]
+
+    def failed(self, error: BaseException) -> BaseException:
+        """Tell the others of an error that ends the run here; return the one to raise.
+
+        That is `error`, or a `PeerError` which names the process that has ended the run.
+        """
+        if self.alone:
+            return error
+        if isinstance(error, PeerError):
+            self.broken = True
+            return error
+        if _is_of_connection(error):
+            self.broken = True
+            return PeerError(self._missed())
+        with suppress(Exception):
+            text = f"{type(error).__name__}: {error}".splitlines()[0]
+            _store().set(f"failed/{self.rank}", text)
+            self._exchange([0.0, FAILED, *[0.0] * (VALUES + 1)], timeout=LAST)
+        self.broken = True
+        return error
+
+    def begin(self) -> None:
+        """A run begins, for which nothing has failed so far."""
+        self.broken = False
+
+    def _exchange(self, row: list[float], timeout: float | None = None) -> Tensor:
+        mine = torch.tensor(row, dtype=torch.float64)
+        rows = torch.empty(self.size * len(row), dtype=torch.float64)
+        try:
+            work: Any = dist.all_gather_into_tensor(rows, mine, group=_group(), async_op=True)
+            work.wait() if timeout is None else work.wait(timedelta(seconds=timeout))
+        except RuntimeError as error:
+            if timeout is not None:
+                raise
+            raise PeerError(self._missed()) from error
+        return rows.view(self.size, len(row))
+
+    def _said(self, failed: Sequence[int]) -> str:
+        return "; ".join(f"rank {r} has failed: {_text(f'failed/{r}')}" for r in failed)
+
+    def _missed(self) -> str:
+        """Return in words who has failed or gives no sign of life any more."""
+        others = [r for r in range(self.size) if r != self.rank]
+        try:
+            store = _store()
+            store.set(f"alive/{self.rank}", "")
+            silent, until = others, time.monotonic() + GRACE
+            while silent and time.monotonic() < until:
+                signs = {r: (f"alive/{r}", f"failed/{r}") for r in silent}
+                silent = [r for r in silent if not any(store.check([k]) for k in signs[r])]
+                time.sleep(0.02)
+            failed = [r for r in others if store.check([f"failed/{r}"])]
+        except (RuntimeError, dist.DistError):
+            return "the process that all others are joined by, most likely rank 0, is gone"
+        if silent:
+            names = ", ".join(map(str, silent))
+            return f"rank {names} is gone: it was killed, or its machine is not there any more"
+        if failed:
+            return self._said(failed)
+        return "the connection between the processes is broken"
 
 
 def rank() -> int:
@@ -9,6 +200,99 @@ def rank() -> int:
     >>> rank()
     0
     """
-    return (
-        distributed.get_rank() if distributed.is_available() and distributed.is_initialized() else 0
+    return dist.get_rank() if _is_initialized() else 0
+
+
+def size() -> int:
+    """Return the number of processes.
+
+    >>> size()
+    1
+    """
+    return dist.get_world_size() if _is_initialized() else 1
+
+
+def join() -> World:
+    """Return the world of this process; under torchrun it joins the others first.
+
+    That is where the environment has RANK and WORLD_SIZE and nobody has joined yet.
+    """
+    described = {"RANK", "WORLD_SIZE"} <= os.environ.keys()
+    if described and int(os.environ["WORLD_SIZE"]) > 1 and dist.is_available():
+        if not dist.is_initialized():
+            dist.init_process_group()
+        _group()  # all processes make it at the same place
+    return World()
+
+
+def local_device() -> torch.device | None:
+    """Return the GPU of this process where several share a machine, None where that is not so."""
+    if size() == 1 or not torch.cuda.is_available():
+        return None
+    device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", rank())))
+    torch.cuda.set_device(device)
+    return device
+
+
+@torch.no_grad()
+def synchronize_buffers(module: nn.Module) -> None:
+    """Give every process the buffers of the first one, such as the statistics of batch norm."""
+    kinds: dict[Any, list[Tensor]] = {}
+    for buffer in module.buffers():
+        kinds.setdefault((buffer.dtype, buffer.device), []).append(buffer)
+    for buffers in kinds.values():
+        flat = torch.cat([buffer.reshape(-1) for buffer in buffers])
+        dist.broadcast(flat, src=0)
+        parts = torch.split(flat, [buffer.numel() for buffer in buffers])
+        for buffer, part in zip(buffers, parts, strict=True):
+            buffer.copy_(part.view_as(buffer))
+
+
+def require_alike(values: Tensor) -> None:
+    """Refuse to go on where the data of some processes have ended, as the third value says.
+
+    >>> require_alike(torch.zeros(2, 4))
+    """
+    ended = values[:, 2].tolist()
+    if len(set(ended)) > 1:
+        raise ValueError(
+            f"data: rank {ended.index(1.0)} has fewer batches than rank {ended.index(0.0)}; all "
+            "processes need equally many, or steps_per_epoch"
+        )
+
+
+def _is_initialized() -> bool:
+    return dist.is_available() and dist.is_initialized()
+
+
+@lru_cache(maxsize=1)
+def _made(default: Any) -> Any:  # noqa: ARG001 - a new default group has a new one beside it
+    return dist.new_group(backend="gloo")
+
+
+def _group() -> Any:
+    """Return the group for meetings: apart from that of gradients, and on the CPU in any case."""
+    return _made(dist.group.WORLD)
+
+
+def _store() -> Any:
+    default = dist.distributed_c10d._get_default_store()  # noqa: SLF001 - there is no other way
+    return dist.distributed_c10d.PrefixStore("onecycle", default)
+
+
+def _text(key: str) -> str:
+    try:
+        store = _store()
+        return str(store.get(key).decode()) if store.check([key]) else "it did not say of what"
+    except (RuntimeError, dist.DistError):
+        return "it did not say of what"
+
+
+def _is_of_connection(error: BaseException) -> bool:
+    """Tell whether an error is that of a collective, and so most likely the doing of another."""
+    if isinstance(error, dist.DistError):
+        return True
+    told = str(error).lower()
+    return isinstance(error, RuntimeError) and any(
+        word in told for word in ("gloo", "nccl", "connection closed by peer")
     )

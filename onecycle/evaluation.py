@@ -11,6 +11,8 @@ from torch import Tensor, nn
 
 from onecycle import batch as batches
 from onecycle import snapshot
+from onecycle.data.sharding import fills_in
+from onecycle.distributed import World
 from onecycle.network import Network
 from onecycle.notes import batches_of
 
@@ -23,11 +25,13 @@ class Evaluator:
     Args:
         network: the model.
         modules: the model, and the loss where it is a module.
+        world: the processes, each of which has a part of every batch.
     """
 
-    def __init__(self, network: Network, modules: Sequence[nn.Module]) -> None:
+    def __init__(self, network: Network, modules: Sequence[nn.Module], world: World) -> None:
         self.network = network
         self.modules = modules
+        self.world = world
         self.model = network.model
         self.device = network.device
 
@@ -39,12 +43,13 @@ class Evaluator:
         """
         kept = self.kept(loader) if aside else snapshot.rng_preserved(loader)
         with kept, self.network.running(), snapshot.evaluating(self.model), torch.no_grad():
-            for batch in batches_of(loader, "validation"):
+            for k, batch in enumerate(batches_of(loader, "validation")):
                 moved = batches.to_device(batch, self.device)
                 inputs, target = batches.split(moved)
                 with self.network.autocast():
                     pred = self.network(inputs)
-                take(moved, target, pred)
+                if not fills_in(loader, k):
+                    take(moved, target, pred)
 
     def kept(self, loader: Any) -> AbstractContextManager[None]:
         """Return the context that leaves no trace on model, generators and `loader`."""
@@ -62,6 +67,8 @@ class Evaluator:
             targets.append(finished(target, None))
 
         self(loader, take, aside=True)
+        if self.world.size > 1:
+            preds, targets = self.world.merged(preds), self.world.merged(targets)
         if not preds:
             raise ValueError("dl is empty: it must yield at least one batch")
         if len({target is None for target in targets}) > 1:

@@ -94,14 +94,14 @@ class Guard:
         finally:
             self.policy = policy
 
-    def check_loss(self, learn: Trainer, loss: Tensor) -> None:
-        """Refuse a loss that is not finite, before its backward pass."""
+    def check_loss(self, learn: Trainer, loss: Tensor, where: str = "") -> None:
+        """Refuse a loss that is not finite, before its backward pass; `where` it was, in words."""
         if self.policy == "ignore":
             return
         if not self._waits:
             self._bad.logical_or_(~loss.detach().isfinite())
         elif not math.isfinite(loss.item()):
-            self._refuse(learn, f"the loss is {loss.item()}")
+            self._refuse(learn, f"the loss is {loss.item()}{where}")
 
     def check_gradients(
         self, learn: Trainer, gradients: list[Tensor], norm: Tensor | None = None

@@ -49,8 +49,19 @@ class Interrupts:
             signal.signal(number, handler)
         self.deliver()
 
-    def deliver(self) -> None:
-        """Let the signals through that were held back, the last first, until one ends the run."""
+    @property
+    def number(self) -> int:
+        """The signal that is held back, 0 for none."""
+        return self.pending[0][0] if self.pending else 0
+
+    def deliver(self, number: int = 0) -> None:
+        """Let the signals through that were held back, the last first, until one ends the run.
+
+        With a `number`, one that has come to another process and is meant for all.
+        """
+        if number and not self.pending:
+            self.pending.append((number, None))
+            self._usual.setdefault(number, signal.getsignal(number))
         if self.pending and callable(self._of_children):
             signal.signal(signal.SIGCHLD, self._of_children)
         self._of_children = None

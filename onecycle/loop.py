@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from onecycle import freezing, preflight, snapshot, state
 from onecycle.callback import (
+    SIGNALS,
     Callback,
     Cancel,
     CancelBatch,
@@ -26,12 +27,18 @@ from onecycle.callback import (
 )
 from onecycle.data.prefetch import mover
 from onecycle.data.reading import Reader
+from onecycle.distributed import require_alike
 from onecycle.interrupts import Interrupts
 from onecycle.metrics import named
 from onecycle.notes import batches_of, note, noted
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from onecycle.trainer import Trainer
+
+
+UNMET = ("on_backward_end",)  # happens in every batch: the processes meet only if it has a hook
 
 
 class Saver(Protocol):
@@ -68,6 +75,9 @@ class Loop:
     Between two batches, and between two epochs, the loop is at rest: all callbacks have seen the
     same events and every signal of theirs has had its effect. Only there a run is saved, and only
     there Ctrl-C or SIGTERM end it.
+
+    Where several processes train together they meet in every batch before its backward pass, and
+    at each beginning and end; what one of them has to say there holds for all.
     """
 
     def __init__(self) -> None:
@@ -79,6 +89,8 @@ class Loop:
         self.savers: Sequence[Saver] = ()
         self.asks_from = math.inf  # steps done, from which on savers are asked within an epoch
         self.interrupts = Interrupts()
+        self.stop = 0  # a signal of the system that one of several processes has got
+        self.agreed: Cancel | None = None  # the last signal that all of them know of
         self.reader: Any = None
         self.number = 0
         self.before_validation: list[tuple[str, dict[str, Any]]] | None = None
@@ -115,8 +127,9 @@ class Loop:
         """
         self.require_rest()
         hooks = dispatch(callbacks)
+        learn.world.begin()
         _plan(learn, epochs, n_epochs)
-        self.callbacks, self.savers, self.over = callbacks, savers, False
+        self.callbacks, self.savers, self.over, self.stop = callbacks, savers, False, 0
         self.reader = aside or learn.data.reader()
         # Epochs are numbered over all fits, so that no two of them have the same order.
         self.number = max(len(learn.recorder.history), epochs.start) if number is None else number
@@ -124,17 +137,37 @@ class Loop:
         with self._held(), self.interrupts, learn.network.running(), modes:
             try:
                 self.hooks, self.running = hooks, True
-                self._train(learn, epochs, saved, resumed=resumed, validate=aside is None)
-            except Cancel:
+                with suppress(Cancel), learn.network.together(learn.world):
+                    self._train(learn, epochs, saved, resumed=resumed, validate=aside is None)
                 self._end(learn)
+                for saver in savers:
+                    saver.end(learn)
+                learn.world.meet("end")
             except BaseException as error:
-                _note_place(learn, error)
-                self._end(learn, error)
-                raise
-            else:
-                self._end(learn)
-            for saver in savers:
-                saver.end(learn)
+                cause = learn.world.failed(error)
+                if self.running:
+                    _note_place(learn, cause)
+                    self._end(learn, cause)
+                if cause is error:
+                    raise
+                self.interrupts.pending.clear()  # the run has ended, and is to say why
+                raise cause from error
+
+    def meet(
+        self, learn: Trainer, place: str, signal: Cancel | None = None, *values: float
+    ) -> Tensor:
+        """Raise the widest signal of all processes, and return their `values`, a row for each.
+
+        A signal of the system that has come to one of them is noted for the next rest of all.
+        """
+        width = 0 if signal is None else signal.width
+        met = learn.world.meet(place, width, self.interrupts.number, values)
+        self.stop = self.stop or met.stop
+        if met.width:
+            raised = SIGNALS[met.width]() if signal is None or met.width > width else signal
+            self.agreed = raised
+            raise raised
+        return met.values
 
     @contextmanager
     def _held(self) -> Iterator[None]:
@@ -147,9 +180,24 @@ class Loop:
             self.keep_asking()
             self.before_validation = None
 
+    def fire_together(self, learn: Trainer, event: str) -> None:
+        """Fire an event whose signals have to reach all processes before they go on."""
+        signal: Cancel | None = None
+        hooks = self.hooks[event]
+        try:
+            if hooks:
+                fire(hooks, learn)
+        except Cancel as raised:
+            signal = raised
+        needless = learn.world.alone or (event in UNMET and not hooks)
+        if signal is not None or not needless:
+            self.meet(learn, event, signal)
+
     def rest(self, learn: Trainer, *, epoch_over: bool = False) -> None:
         """Have the run saved where that is due, and let a signal through that was held back."""
-        stopping = bool(self.interrupts.pending)
+        if epoch_over and not learn.world.alone:
+            self.meet(learn, "epoch")
+        stopping = self.stopping(learn)
         if not (self.savers or stopping):
             return
         failure: Exception | None = None
@@ -158,9 +206,15 @@ class Loop:
                 saver.rest(learn, epoch_over=epoch_over, stopping=stopping)
             except Exception as error:  # noqa: BLE001 - raised below, once the others have saved
                 failure = failure or error
-        self.interrupts.deliver()
+        if stopping:
+            number, self.stop = self.stop, 0
+            self.interrupts.deliver(number)
         if failure is not None:
             raise failure
+
+    def stopping(self, learn: Trainer) -> bool:
+        """Tell whether a signal of the system is to be let through, which all know of."""
+        return bool(self.interrupts.pending if learn.world.alone else self.stop)
 
     def keep_asking(self, *savers: Saver) -> None:
         """Ask these savers from now on, and no others."""
@@ -194,7 +248,7 @@ class Loop:
         place = saved["run"]["place"] if saved else {"epoch": epochs.start, "batches": 0}
         learn.epoch, learn.batch_index = place["epoch"], place["batches"] - 1
         learn.training_step.begin(learn.modules)
-        learn.fire("on_train_begin")
+        _begin(learn, "on_train_begin")
         if saved:
             # In mid-epoch once more, when on_epoch_begin has had its effects.
             state.restore(learn, saved, read=not place["batches"])
@@ -259,17 +313,20 @@ def _epoch(learn: Trainer, saved: dict[str, Any] | None, validate: bool) -> None
     step = partial(learn.training_step, learn)
     move = mover(learn.device)
     # Where a batch cannot be read because a signal has ended the workers, too, that goes before.
-    reading = batches_of(loop.reader(loop.number, done), "training", partial(loop.rest, learn))
+    failed = partial(loop.rest, learn) if learn.world.alone else lambda: None
+    reading = batches_of(loop.reader(loop.number, done), "training", failed)
     # Closed at once, or an error's traceback would keep the loader and its workers.
     with closing(reading):
         for learn.batch_index, batch in enumerate(reading, start=done):
             learn.batch = move(batch)
             learn.pred = learn.loss = None
             _scope(learn, "on_batch_begin", step, "on_batch_end", CancelBatch)
-            if learn.step >= loop.asks_from or loop.interrupts.pending:
+            if learn.step >= loop.asks_from or loop.stop or loop.interrupts.pending:
                 loop.rest(learn)
             if loop.over:
                 break
+    if not learn.world.alone:
+        require_alike(loop.meet(learn, "batch", None, 0.0, 0.0, 1.0))
     if not loop.over:
         _check_length(learn.batch_index + 1, learn.batches_per_epoch)
     learn.training_step.flush(learn)
@@ -288,7 +345,7 @@ def _validation(learn: Trainer) -> None:
                 body = partial(_validate, learn)
                 return _scope(learn, "on_validate_begin", body, "on_validate_end", CancelBatch)
             except (Interrupted, Exception) as error:
-                if not loop.interrupts.pending or isinstance(error, Cancel):
+                if not loop.stopping(learn) or isinstance(error, Cancel):
                     raise
                 # Whoever handles the signal may let the run go on.
                 loop.rest(learn)
@@ -301,7 +358,7 @@ def _validate(learn: Trainer) -> None:
         learn.batch, learn.pred, learn.loss = batch, pred, loss
         with suppress(CancelBatch):  # the batch is over already
             learn.fire("on_validate_batch_end")
-        if learn.loop.interrupts.pending:
+        if learn.loop.stopping(learn):
             raise Interrupted
 
     if learn.data.valid is not None:  # a hook may have taken it away
@@ -314,19 +371,37 @@ def _scope(
 ) -> None:
     """Fire `begin`, run `body`, fire `end`; absorb a signal that is not wider than `cancel`."""
     signal: Cancel | None = None
-    hooks = learn.loop.hooks
     try:
-        fire(hooks[begin], learn)
+        _begin(learn, begin)
         body()
     except Cancel as raised:
         signal = raised
     try:
-        fire(hooks[end], learn)
+        fire(learn.loop.hooks[end], learn)
     except Cancel as raised:
         if signal is None or raised.width > signal.width:
             signal = raised
-    if signal is not None and signal.width > cancel.width:
-        raise signal
+    wide = signal if signal is not None and signal.width > cancel.width else None
+    if not learn.world.alone:
+        if end != "on_batch_end":
+            learn.loop.meet(learn, end, wide)
+        elif wide is not None and wide is not learn.loop.agreed:
+            # The others hear of it in the next batch, and do not go on with that.
+            learn.loop.meet(learn, "batch", wide)
+    if wide is not None:
+        raise wide
+
+
+def _begin(learn: Trainer, event: str) -> None:
+    """Fire an event that begins something."""
+    if event != "on_batch_begin":
+        learn.loop.fire_together(learn, event)
+        return
+    try:
+        fire(learn.loop.hooks[event], learn)
+    except Cancel as raised:
+        learn.loop.meet(learn, "batch", raised)  # where the others are, before the backward pass
+        raise
 
 
 def _check(learn: Trainer, validate: bool) -> None:

@@ -10,14 +10,16 @@ Three kinds are accepted wherever metrics are:
 """
 
 import functools
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, Protocol, cast, runtime_checkable
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from onecycle import checks
 from onecycle.batch import concat
+from onecycle.distributed import World
 
 RESERVED = ("epoch", "train_loss", "valid_loss", "lr", "seconds", "time")
 
@@ -215,15 +217,22 @@ class Scores:
 
     Args:
         metrics: as the module describes; names must differ.
+        world: the processes, if several have a part of the set each.
 
     Raises:
         TypeError: something that is no metric.
         ValueError: two metrics of one name, or the name of another column.
     """
 
-    def __init__(self, metrics: Sequence[Metric] | Mapping[str, Metric]) -> None:
+    def __init__(
+        self, metrics: Sequence[Metric] | Mapping[str, Metric], world: World | None = None
+    ) -> None:
         self.loss = Mean()
-        self.gatherers = {name: _gatherer(name, metric) for name, metric in named(metrics).items()}
+        self.world = World() if world is None else world
+        self.gatherers = {
+            name: _gatherer(name, metric, alone=self.world.alone)
+            for name, metric in named(metrics).items()
+        }
 
     def add(self, pred: Any, target: Any, loss: Tensor, n: int) -> None:
         """Take one batch of `n` samples."""
@@ -238,6 +247,8 @@ class Scores:
             ValueError: there was no batch, or a metric raised or returned something else than one
             number.
         """
+        if not self.world.alone:
+            self._join()
         if not self.loss.weight:
             raise ValueError("valid_loss: the data is empty, it must yield at least one batch")
         values = [self.loss.value()]
@@ -246,6 +257,20 @@ class Scores:
         # One type and place for all: mps has no double precision.
         numbers = torch.stack([value.to(values[0]) for value in values]).tolist()
         return dict(zip(["valid_loss", *self.gatherers], numbers, strict=True))
+
+    def _join(self) -> None:
+        """Take in what the other processes have seen, in the order of the set."""
+        means = [self.loss, *(g.mean for g in self.gatherers.values() if hasattr(g, "mean"))]
+        own = [(None if m.total is None else m.total.cpu(), m.weight) for m in means]
+        everyone = self.world.gather(own)
+        for mean, parts in zip(means, zip(*everyone, strict=True), strict=True):
+            mean.total, mean.weight = None, 0
+            for total, weight in parts:
+                if total is not None:
+                    mean.add(total, weight)
+        for gatherer in self.gatherers.values():
+            if hasattr(gatherer, "pairs"):
+                gatherer.pairs = self.world.merged(gatherer.pairs)
 
 
 def named(metrics: Metric | Sequence[Metric] | Mapping[str, Metric]) -> dict[str, Metric]:
@@ -324,14 +349,49 @@ class _WholeSetGatherer:
         return self.function(concat(list(preds)), concat(list(targets)))
 
 
-def _gatherer(name: str, metric: Metric) -> MetricObject | _MeanGatherer | _WholeSetGatherer:
+class _Replayed:
+    """Keeps all predictions and targets for an object, which sees those of all processes then."""
+
+    def __init__(self, metric: MetricObject) -> None:
+        self.metric = metric
+        self.pairs: list[tuple[Any, Any]] = []
+
+    def update(self, pred: Any, target: Any) -> None:
+        self.pairs.append((pred, target))
+
+    def compute(self) -> Any:
+        self.metric.reset()
+        with _by_itself(self.metric):
+            for pred, target in self.pairs:
+                self.metric.update(pred, target)
+            return self.metric.compute()
+
+
+@contextmanager
+def _by_itself(metric: Any) -> Iterator[None]:
+    """Keep a metric of torchmetrics from joining what all processes have seen once more."""
+    own: Iterable[Any] = metric.modules() if isinstance(metric, nn.Module) else ()
+    name = "distributed_available_fn"
+    parts = [(part, getattr(part, name)) for part in own if hasattr(part, name)]
+    try:
+        for part, _ in parts:
+            part.distributed_available_fn = lambda: False
+        yield
+    finally:
+        for part, before in parts:
+            part.distributed_available_fn = before
+
+
+def _gatherer(
+    name: str, metric: Metric, *, alone: bool
+) -> MetricObject | _MeanGatherer | _WholeSetGatherer | _Replayed:
     if isinstance(metric, MeanMetric):
         return _MeanGatherer(metric, {})
     if isinstance(metric, functools.partial) and isinstance(metric.func, MeanMetric):
         return _MeanGatherer(metric.func, metric.keywords)
     if isinstance(metric, MetricObject):
         _call(name, metric.reset)
-        return metric
+        return metric if alone else _Replayed(metric)
     return _WholeSetGatherer(metric)
 
 

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+import inspect
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch import distributed as dist
+from torch.nn.parallel import DistributedDataParallel
 
 from onecycle import batch as batches
 from onecycle import checks
+from onecycle.distributed import World
 
 PRECISIONS = ("fp32", "tf32", "bf16", "fp16", "auto")
 HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}
+OF_BUFFERS = "forward_sync_buffers", "broadcast_buffers"  # how torch calls it now, and before
 Compile = bool | str | Mapping[str, Any]
 
 
@@ -33,6 +38,7 @@ class Network:
             convolutions in half precision are fastest with.
         compile: True for torch.compile, or a mapping of its options; "step" records a whole
             training step as a CUDA graph, see `onecycle.recorded`.
+        ddp: options of DistributedDataParallel, for several processes.
 
     Raises:
         ValueError, TypeError: an argument out of its range.
@@ -46,12 +52,15 @@ class Network:
         *,
         channels_last: bool = False,
         compile: Compile = False,  # noqa: A002 - torch's own word
+        ddp: Mapping[str, Any] | None = None,
     ) -> None:
         self.device = device
+        self.ddp = dict(ddp or {})
         self.precision = resolved(checks.choice("precision", precision, PRECISIONS), device)
         self.channels_last = checks.flag("channels_last", channels_last)
         self.compile = _checked(compile)
         self.half = HALF.get(self.precision)
+        self.parallel: DistributedDataParallel | None = None  # in a run of several processes
         self.model = model
 
     @property
@@ -78,6 +87,43 @@ class Network:
         if self.channels_last:
             inputs = with_channels_last(inputs)
         return batches.forward(self._run, inputs)
+
+    def trained(self, inputs: Any) -> Any:
+        """Return the model of `inputs` in training; in several processes gradients are theirs."""
+        if self.parallel is None:
+            return self(inputs)
+        if self.channels_last:
+            inputs = with_channels_last(inputs)
+        return batches.forward(self.parallel, inputs)
+
+    @contextmanager
+    def together(self, world: World) -> Iterator[None]:
+        """Train together with the other processes in the block, by DistributedDataParallel."""
+        if world.alone:
+            yield
+            return
+        if self.compile == "step":
+            raise ValueError('compile="step" records a step of one process: use compile=True here')
+        # Buffers follow the first process, too, but where all have met.
+        own = OF_BUFFERS[OF_BUFFERS[0] not in inspect.signature(DistributedDataParallel).parameters]
+        options: dict[str, Any] = {own: False, **self.ddp}
+        self.parallel = DistributedDataParallel(self._run, **options)
+        try:
+            yield
+        finally:
+            self.parallel = None
+
+    def synchronize(self, required: bool) -> None:
+        """Say whether the next backward pass is to have the mean of all processes at its end."""
+        if self.parallel is not None:
+            self.parallel.require_backward_grad_sync = required
+
+    def mean_gradients(self, parameters: Sequence[Tensor]) -> None:
+        """Give all processes the mean of what they have gathered, each by itself."""
+        for parameter in parameters:
+            if parameter.grad is not None:
+                dist.all_reduce(parameter.grad, dist.ReduceOp.SUM)
+                parameter.grad /= dist.get_world_size()
 
     def autocast(self) -> AbstractContextManager[Any]:
         """Return the context of forward and loss, for training and evaluation alike."""

@@ -49,7 +49,7 @@ def of_fit(
     step, train = learn.training_step, learn.data.train
     return {
         "samples": n_samples(train),
-        "batch_size": getattr(train, "batch_size", None),
+        "batch_size": batch_size(train),
         "steps_per_epoch": learn.data.steps_per_epoch,
         "loss_func": _name(learn.loss_func),
         "opt_func": _settings(learn.opt),
@@ -66,6 +66,16 @@ def of_fit(
         "wd": wd,
         "schedule": _described(scheduler),
     }
+
+
+def batch_size(loader: Any) -> int | None:
+    """Return the samples in a batch of all processes, None where they are not known.
+
+    >>> batch_size([1, 2])
+    """
+    of_sampler = getattr(getattr(loader, "batch_sampler", None), "batch_size", None)
+    size: int | None = getattr(loader, "batch_size", None) or of_sampler
+    return size
 
 
 def scheduler_of(plan: Plan) -> ParamScheduler | OneCycleScheduler | None:

@@ -12,6 +12,7 @@ from collections import Counter
 from copy import deepcopy
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor, nn
 
 from onecycle import checkpoint, generators, optimizers
@@ -21,9 +22,12 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from onecycle.callback import Callback
+    from onecycle.distributed import World
     from onecycle.trainer import Trainer
 
 State = dict[str, Any]
+# What each of several processes has of its own.
+OF_A_PROCESS = ("training_step", "data", "generators")
 
 
 def capture(learn: Trainer, *, epoch_over: bool = False, finished: bool = False) -> State:
@@ -53,6 +57,8 @@ def capture(learn: Trainer, *, epoch_over: bool = False, finished: bool = False)
         "scores": dict(learn.scores),
         "callbacks": loop.before_validation or own_states(loop.callbacks),
     }
+    if not learn.world.alone:
+        run["ranks"] = learn.world.gather({name: run[name] for name in OF_A_PROCESS})
     return {**checkpoint.states(learn.model, learn.opt), "run": run}
 
 
@@ -64,7 +70,7 @@ def restore(learn: Trainer, saved: State, *, read: bool = True) -> None:
         saved: the state.
         read: go to the place in the data, too.
     """
-    run = saved["run"]
+    run = {**saved["run"], **_of_rank(saved["run"], learn.world)}
     learn.model.load_state_dict(saved["model"])
     if run["loss_func"] is not None:
         learn.modules[1].load_state_dict(run["loss_func"])
@@ -141,6 +147,19 @@ def _paired(
             left.remove(own)
             pairs.append((callback, own[1]))
     return pairs
+
+
+def _of_rank(run: State, world: World) -> State:
+    """Return what this process has of its own; of another number of processes what fits any."""
+    ranks = run.get("ranks", [{name: run[name] for name in OF_A_PROCESS}])
+    own: State = dict(ranks[min(world.rank, len(ranks) - 1)])
+    if len(ranks) != world.size:
+        # Each goes on with the mean of what they had gathered, whose mean it is.
+        steps = [one["training_step"] for one in ranks]
+        columns = zip(*(step["gradients"] for step in steps), strict=True)
+        means = [None if c[0] is None else torch.stack(c).mean(0) for c in columns]
+        own["training_step"] = {**steps[0], "gradients": means}
+    return own
 
 
 def _copied(value: Any) -> Any:

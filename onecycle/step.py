@@ -8,10 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from torch import distributed as dist
 
 from onecycle import batch as batches
 from onecycle import checks
 from onecycle.callback import Cancel, CancelBatch, fire
+from onecycle.distributed import require_alike, synchronize_buffers
 from onecycle.guard import Guard
 from onecycle.losses import check_loss
 from onecycle.network import Network
@@ -62,6 +64,7 @@ class TrainingStep:
         self.loss: Tensor = torch.tensor(float("nan"))
         self.grad_norm = torch.tensor(float("nan"), device=self.device)
         self.samples = 0
+        self._has_buffers = False
         self._micro: list[tuple[Tensor, int]] = []
 
     def use(self, opt: torch.optim.Optimizer) -> None:
@@ -81,6 +84,8 @@ class TrainingStep:
             raise
 
     def _train(self, learn: Trainer) -> None:
+        if self.network.parallel is not None:
+            self.network.synchronize(len(self._micro) + 1 >= self.accumulate or learn.last_batch)
         inputs, target = batches.split(learn.batch)
         if target is None:
             batches.require_target(learn.batch, target)
@@ -89,25 +94,32 @@ class TrainingStep:
             self._micro.append((learn.loss, samples))
             self.guard.check_loss(learn, learn.loss)
         else:
-            if self.network.half is None:
-                self._forward(learn, inputs, target)
-            else:
-                with self.network.autocast():
+            try:
+                if self.network.half is None:
                     self._forward(learn, inputs, target)
-            if learn.loop.hooks["on_backward_begin"]:
-                learn.fire("on_backward_begin")
+                else:
+                    with self.network.autocast():
+                        self._forward(learn, inputs, target)
+                if learn.loop.hooks["on_backward_begin"]:
+                    learn.fire("on_backward_begin")
+            except Cancel as raised:
+                learn.loop.meet(learn, "batch", raised)
+                raise
             check_loss(learn.loss)
-            self.guard.check_loss(learn, learn.loss)
-            self._backward(learn.loss, samples)
+            if learn.world.alone:
+                self.guard.check_loss(learn, learn.loss)
+                self._backward(learn.loss, learn.loss.detach(), samples)
+            else:
+                self._backward_together(learn, samples)
 
         if len(self._micro) < self.accumulate and not learn.last_batch:
-            learn.fire("on_backward_end")
+            learn.loop.fire_together(learn, "on_backward_end")
             self.guard.keep()
             return
         self._finish(learn)
 
     def _forward(self, learn: Trainer, inputs: Any, target: Any) -> None:
-        learn.pred = self.network(inputs)
+        learn.pred = self.network.trained(inputs)
         if learn.loop.hooks["on_loss_begin"]:
             learn.fire("on_loss_begin")
         learn.loss = learn.compute_loss(learn.pred, target)
@@ -115,6 +127,7 @@ class TrainingStep:
     def begin(self, modules: Sequence[nn.Module]) -> None:
         """Begin a run of `modules`, or go on with it: they are good as they are."""
         self.guard.begin(modules, scaled=self._scales)
+        self._has_buffers = any(True for _ in modules[0].buffers())
         self.backward.begin()
         if self.recorded is not None:
             self.recorded.begin()
@@ -130,6 +143,8 @@ class TrainingStep:
         """Step on gradients that are left when an epoch ended before its last batch could step."""
         if not self._micro:
             return
+        if self.network.parallel is not None:
+            self.network.mean_gradients(self.update.parameters())
         try:
             self._finish(learn)
         except CancelBatch:
@@ -169,8 +184,7 @@ class TrainingStep:
     def _finish(self, learn: Trainer) -> None:
         if self._scales or self.clip is not None or len(self._micro) > 1:
             self._finish_gradients(learn.model)
-        if learn.loop.hooks["on_backward_end"]:
-            learn.fire("on_backward_end")
+        learn.loop.fire_together(learn, "on_backward_end")
         if self._scales:
             self._update_scaled(learn)
         else:
@@ -202,12 +216,43 @@ class TrainingStep:
             raise CancelBatch
         self.guard.keep()
 
-    def _backward(self, loss: Tensor, n: int) -> None:
+    def _backward(self, loss: Tensor, mean: Tensor, n: int, share: float | Tensor = 1.0) -> None:
+        """Add to the gradients.
+
+        Args:
+            loss: of this process.
+            mean: loss of all processes.
+            n: samples of all processes.
+            share: weight of this process in the mean of all.
+        """
         # Gradients add up as sums of n * mean; in units of the first batch equal batches weigh 1.
-        weight = n / self._micro[0][1] if self._micro else 1.0
-        weighted = loss if weight == 1.0 else loss * weight
+        weight = share * (n / self._micro[0][1]) if self._micro else share
+        weighted = loss if isinstance(weight, float) and weight == 1.0 else loss * weight
         self.backward(self.scaler.scale(weighted) if self._scales else weighted)
-        self._micro.append((loss.detach(), n))
+        self._micro.append((mean, n))
+
+    def _backward_together(self, learn: Trainer, samples: int) -> None:
+        """Meet the others and do the backward pass with them, each by its share of the samples."""
+        own = 0 if learn.loop.reader.fills_in else samples
+        loss = learn.loss.detach()
+        waits = self.device.type == "cpu"
+        known = loss.item() if waits and own else 0.0
+        rows = learn.loop.meet(learn, "batch", None, own, known, 0.0)
+        require_alike(rows)
+        n = int(rows[:, 0].sum())
+        share: float | Tensor = own * learn.world.size / n
+        if waits:
+            bad = (~rows[:, 1].isfinite()).nonzero().flatten().tolist()
+            mean = (rows[:, 0] * rows[:, 1]).sum().div(n).to(loss)
+            self.guard.check_loss(learn, mean, f" on rank {bad[0]}" if bad else "")
+        else:
+            mean = loss * (own / n)
+            dist.all_reduce(mean)
+            # By the gradients all processes see it, without a wait for the device.
+            share = torch.where(loss.isfinite(), share, math.nan)
+        if self._has_buffers:
+            synchronize_buffers(learn.model)
+        self._backward(learn.loss, mean, n, share)
 
     def _finish_gradients(self, model: nn.Module) -> None:
         """Turn the gathered gradients into those of the mean loss, and clip them."""

@@ -6,13 +6,24 @@ import math
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
-from onecycle import arguments, checkpoint, checks, files, hints, optimizers, resuming, snapshot
+from onecycle import (
+    arguments,
+    checkpoint,
+    checks,
+    distributed,
+    files,
+    hints,
+    optimizers,
+    resuming,
+    snapshot,
+)
 from onecycle import batch as batches
 from onecycle import plan as plans
 from onecycle.arguments import KeepTrunk
@@ -29,6 +40,7 @@ from onecycle.callbacks.short_run import ShortRun
 from onecycle.callbacks.time_budget import TimeBudget
 from onecycle.callbacks.torch_scheduler import TorchScheduler
 from onecycle.data.loaders import DataLoaders, as_loaders, check_loader
+from onecycle.data.sharding import part_of
 from onecycle.display import surface
 from onecycle.evaluation import Evaluator, finished
 from onecycle.found import LRFind
@@ -82,6 +94,7 @@ class Trainer:
         on_nan: str = "raise",
         train_bn: bool = True,
         live_plot: bool = False,
+        ddp: Mapping[str, Any] | None = None,
     ) -> None:
         if not isinstance(model, nn.Module):
             raise TypeError(f"model must be a torch.nn.Module, got {model!r}")
@@ -93,19 +106,21 @@ class Trainer:
             raise TypeError(f"loss_func must be a function of (pred, target), got {loss_func!r}")
         if isinstance(loss_func, type):
             raise TypeError(f"loss_func must be a function, got a class: {loss_func.__name__}()")
+        self.world = distributed.join()
         self.data = as_loaders(data)
         self.metrics = named(metrics)
+        self.device = batches.as_device(distributed.local_device() if device is None else device)
         for metric in self.metrics.values():
             if isinstance(metric, nn.Module):
-                metric.to(batches.as_device(device))
+                metric.to(self.device)
         self.callbacks = [*as_callbacks(callbacks), *([LivePlot()] if live_plot else [])]
-        self.device = batches.as_device(device)
         self.network = Network(
             model.to(self.device),
             self.device,
             precision,
             channels_last=channels_last,
             compile=compile,
+            ddp=ddp,
         )
         self.loss_func = (
             loss_func.to(self.device) if isinstance(loss_func, nn.Module) else loss_func
@@ -115,7 +130,7 @@ class Trainer:
         self.training_step = TrainingStep(self.opt, self.network, accumulate, clip, on_nan)
         self.train_bn = train_bn
         self.recorder = Recorder()
-        self.display = ProgressBar()
+        self.display = ProgressBar(bar=self.world.rank == 0, table=self.world.rank == 0)
         self.epoch = self.n_epochs = self.stop_epoch = 0
         self.step = self.total_steps = self.batch_index = 0
         self.batches_per_epoch = self.data.steps_per_epoch
@@ -169,6 +184,15 @@ class Trainer:
         self._fit("fit", span, span.stop, lrs, wd, scheduler, callbacks, minutes=minutes)
 
     # ---- the loop ------------------------------------------------------------------------------
+
+    @property
+    def data(self) -> DataLoaders:
+        """The training and the validation data; in several processes what this one has of them."""
+        return self._data
+
+    @data.setter
+    def data(self, data: DataLoaders | tuple[Iterable[Any], Iterable[Any] | None]) -> None:
+        self._data = as_loaders(data).part(self.world)
 
     @property
     def model(self) -> nn.Module:
@@ -226,6 +250,8 @@ class Trainer:
         self.plan = plans.of_fit(self, method, epochs, n_epochs, lrs, decay, scheduler)
         kept = keep_trunk if isinstance(keep_trunk, bool) else str(keep_trunk)
         self.plan |= {"minutes": minutes, "keep_trunk": kept, "asked": list(asked)}
+        if self.world.size > 1:
+            self.say(f"{self.world.size} processes: {self._batch_of_all()}")
         begun, self._begun = self._begun, self._begun + 1
         unfinished = None if saved else self._unfinished(savers)
         if unfinished is not None and resuming.is_behind(self, unfinished[1], begun):
@@ -241,7 +267,7 @@ class Trainer:
                 keeper.trunk = keeper.found(self.plan, saved[1]["run"]["place"]["step"])
         else:
             for saver in savers:
-                text = resuming.make_way(self, saver.path)
+                text = self.world.first(partial(resuming.make_way, self, saver.path))
                 if text is not None:
                     self.say(text)
         with optimizers.preserved(self.opt), self._trunk_of(keeper, resumed=saved is not None):
@@ -270,6 +296,16 @@ class Trainer:
         if advice is not None:
             self.say(advice)
             self.hints = False
+
+    def _batch_of_all(self) -> str:
+        """Return in words how many samples a step has."""
+        size, parts = plans.batch_size(self.data.train), self.world.size
+        if size is None:
+            return "each with batches of its own"
+        accumulate = self.training_step.accumulate
+        times = f" x {accumulate} batches" if accumulate > 1 else ""
+        whole = size * accumulate
+        return f"{size // parts} samples each{times}, so {whole} in a step; rates are as given"
 
     def _decay(self, wd: float | None) -> float | None:
         if wd is not None and not optimizers.has(self.opt, "wd"):
@@ -306,7 +342,7 @@ class Trainer:
     def _unfinished(self, savers: list[Checkpoint]) -> tuple[Path, dict[str, Any]] | None:
         """Return the unfinished run that one of `savers` is to go on with, if there is one."""
         resumable = [saver for saver in savers if saver.resume]
-        found = resuming.load(resumable[0].path) if resumable else None
+        found = self.world.first(lambda: resuming.load(resumable[0].path)) if resumable else None
         return None if found is None or found[1]["run"]["finished"] else found
 
     def _saved_plan(
@@ -481,7 +517,7 @@ class Trainer:
 
         `metrics` are the learner's own where they are not given.
         """
-        scores = Scores(self.metrics if metrics is None else metrics)
+        scores = Scores(self.metrics if metrics is None else metrics, self.world)
 
         def take(batch: Any, target: Any, pred: Any) -> None:
             batches.require_target(batch, target)
@@ -531,7 +567,8 @@ class Trainer:
             ValueError: it is damaged or of another model or optimizer; the learner is as it was.
         """
         opt = self.opt if checks.flag("with_opt", with_opt) else None
-        checkpoint.restore(path, self.model, opt)
+        saved = self.world.first(lambda: checkpoint.load(path))
+        checkpoint.restore(path, saved, self.model, opt)
         self.trunk = None  # what is trained from here on is no more what the last fit was
         return self
 
@@ -557,7 +594,7 @@ class Trainer:
                 or its schedule is a function of your own: then call the same fit again with
                 `Checkpoint(path, resume=True)`.
         """
-        found = resuming.load(files.as_path(path))
+        found = self.world.first(lambda: resuming.load(files.as_path(path)))
         if found is None:
             raise FileNotFoundError(f"path: there is no file {str(path)!r}")
         file, saved = found
@@ -611,14 +648,15 @@ class Trainer:
 
     @property
     def _evaluator(self) -> Evaluator:
-        return Evaluator(self.network, self.modules)
+        return Evaluator(self.network, self.modules, self.world)
 
     def _loader(self, dl: Iterable[Any] | None) -> Iterable[Any]:
         loader = self.data.valid if dl is None else dl
         if loader is None:
             raise ValueError("dl must be given: this learner has no validation data")
         check_loader("dl", loader)
-        return loader
+        part: Iterable[Any] = part_of(loader, self.world, "dl")
+        return part
 
     def _activation(self) -> Callable[[Tensor], Tensor] | None:
         loss_func = self._inferred if self.loss_func is None else self.loss_func

@@ -24,14 +24,14 @@ LAYERS = [
         "plot",
         "tables",
         "shortcuts",
-        "distributed",
     },
+    {"distributed", "launch"},
     {"snapshot", "schedules", "optimizers", "metrics", "series", "suggest"}
     | {"models", "losses", "display", "plot_lr_find", "network", "recorded"}
     | {"budget", "plot_epoch_find"},
-    {"checkpoint", "callback", "data", "evaluation", "freezing", "plot_activations", "found"}
+    {"checkpoint", "callback", "data", "freezing", "plot_activations", "found"}
     | {"epochs_found", "monitor"},
-    {"guard", "state", "preflight", "averaging", "readout"},
+    {"guard", "state", "preflight", "averaging", "readout", "evaluation"},
     {"step", "loop"},
     {"callbacks", "summary"},
     {"plan", "report", "finder", "trunk"},
@@ -110,6 +110,7 @@ def test_public_names():
         "accuracy",
         "data",
         "error_rate",
+        "launch",
         "mae",
         "metrics",
         "models",

@@ -80,7 +80,7 @@ class SaveBest(Callback):
         run, self._run = self._run, None
         if not (self.load and run and self.monitor.epoch):
             return
-        saved = checkpoint.load(self.path)
+        saved = learn.world.first(lambda: checkpoint.load(self.path))
         if saved.get("best", {}).get("run") != run:
             raise ValueError(
                 f"path: {str(self.path)!r} was replaced by somebody else while this fit ran, so "
@@ -100,7 +100,7 @@ class SaveBest(Callback):
 
     def _save(self, learn: Trainer) -> None:
         learn.training_step.guard.settle(learn)
-        run = self._run or uuid.uuid4().hex
+        run = self._run or learn.world.first(lambda: uuid.uuid4().hex)
         own = {"scores": dict(learn.scores), **self.monitor.state_dict()}
         mark = {"run": run, "monitor": self.monitor.monitor, **own}
         with self.monitor.judged(learn):

@@ -122,8 +122,10 @@ class Checkpoint(Callback):
             warnings.warn(f"{text}; training goes on", stacklevel=2)
 
     def _is_due(self, learn: Trainer, epoch_over: bool) -> bool:
-        if self.every_minutes and time.monotonic() - self._saved_at >= 60.0 * self.every_minutes:
-            return True
+        if self.every_minutes:
+            waited = learn.world.number(time.monotonic() - self._saved_at)
+            if waited >= 60.0 * self.every_minutes:
+                return True
         if epoch_over and self.every_epochs and (learn.epoch + 1) % self.every_epochs == 0:
             return True
         stepped = learn.step != self._step

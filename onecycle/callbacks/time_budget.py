@@ -27,7 +27,8 @@ class TimeBudget(Callback):
     Where the run is planned in epochs, too, progress is the larger of both, and what is reached
     first ends it.
 
-    Time in which the run was not running, because it was stopped and resumed, does not count.
+    Time in which the run was not running, because it was stopped and resumed, does not count. Of
+    several processes the clock of the first counts.
 
     Args:
         minutes: above 0.
@@ -83,8 +84,8 @@ class TimeBudget(Callback):
             self._training += self.used - self._stepping
         self._steps += 1
         self._read(learn)
-        if self._before is not None and (learn.step > self._before or not self.left):
-            learn.loop.over = True
+        over = self._before is not None and (learn.step > self._before or not self.left)
+        learn.loop.over = learn.loop.over or bool(learn.world.number(over))
 
     def on_validate_begin(self, learn: Learner) -> None:  # noqa: ARG002
         """Note the time."""
@@ -97,8 +98,8 @@ class TimeBudget(Callback):
 
     def on_epoch_end(self, learn: Learner) -> None:
         """End the run in time where no batch is ever begun."""
-        if not (self._trained or self.left):
-            learn.loop.over = True
+        over = not (self._trained or self.left)
+        learn.loop.over = learn.loop.over or bool(learn.world.number(over))
 
     def state_dict(self) -> dict[str, Any]:
         """Return the time used and what was measured."""
@@ -121,7 +122,7 @@ class TimeBudget(Callback):
             now = 0.0  # the first step has the first value, however long its batch took to come
         if self.bounded:
             now = max(now, progress(learn.step, learn.total_steps))
-        self.progress = min(1.0, max(self.progress, now))
+        self.progress = learn.world.number(min(1.0, max(self.progress, now)))
 
     def _estimate(self, learn: Learner) -> None:
         if not self.bounded:

@@ -85,6 +85,7 @@ class InMemoryLoader:
         self.drop_last = checks.flag("drop_last", drop_last)
         _check_length(self)
         self.epoch = 0
+        self.rank, self.parts = 0, 1
 
     def __len__(self) -> int:
         """Return the number of batches."""
@@ -115,6 +116,29 @@ class InMemoryLoader:
         other.epoch = 0
         return other
 
+    def part(self, rank: int, parts: int) -> Self:
+        """Return the loader of one of several processes, which share batches `parts` as large.
+
+        Batch k is part `rank` of the batch k of all, whose samples and augmentation are those that
+        one process would have at that batch size. Augmentation is for the whole batch, of which
+        the part is taken.
+
+        Args:
+            rank: number of the part, from 0.
+            parts: how many there are.
+
+        >>> loader = InMemoryLoader(torch.arange(5), batch_size=1).part(1, parts=2)
+        >>> [batch[0].tolist() for batch in loader], loader.batch_size, loader.fills_in(2)
+        ([[1], [3], [4]], 2, True)
+        """
+        other = self.again(self.batch_size * parts)
+        other.rank, other.parts = rank, parts
+        return other
+
+    def fills_in(self, k: int) -> bool:
+        """Tell whether batch `k` is a sample of another part, because nothing is left for this."""
+        return min(self.batch_size, self.n - k * self.batch_size) <= self.rank
+
     def order(self, epoch: int) -> Tensor:
         """Return the indices of all samples in the order of `epoch`.
 
@@ -135,14 +159,36 @@ class InMemoryLoader:
         >>> [batch[0].tolist() for batch in loader.batches(first=1)]
         [[2, 3], [4]]
         """
-        blocks = self._blocks(first)
-        return self._augmented(blocks, first) if self.augment else blocks
+        if not self.augment:
+            return self._blocks(first)
+        whole = self._augmented(self._all()._blocks(first), first)  # noqa: SLF001 - of this class
+        return whole if self.parts == 1 else (tuple(map(self._own, batch)) for batch in whole)
+
+    def _all(self) -> Self:
+        """Return the loader of which this is a part."""
+        other = copy(self)
+        other.rank, other.parts = 0, 1
+        return other
+
+    def _own(self, rows: Tensor) -> Tensor:
+        """Return this part of the rows of a batch, or one to fill in where it has none."""
+        own = rows.tensor_split(self.parts)[self.rank]
+        return own if len(own) else rows[:1]
+
+    def _order_of_part(self, end: int) -> Tensor:
+        batches = torch.split(self.order(self.epoch)[:end], self.batch_size)
+        return torch.cat([self._own(rows) for rows in batches])
 
     def _blocks(self, first: int) -> Iterator[tuple[Tensor, ...]]:
         """Yield batches, small ones cut out of a block that was gathered at once."""
         size, end = self.batch_size, min(self.n, len(self) * self.batch_size)
-        order = self.order(self.epoch).to(self.tensors[0].device) if self.shuffle else None
-        step = size * self._together()
+        order = self.order(self.epoch) if self.shuffle else None
+        if self.parts > 1:
+            order = self._order_of_part(end)
+            size, end = size // self.parts, len(order)
+        if order is not None:
+            order = order.to(self.tensors[0].device)
+        step = size * self._together(size)
         for start in range(first * size, end, step):
             rows = slice(start, min(start + step, end))
             block = self._rows(rows if order is None else order[rows])
@@ -163,14 +209,14 @@ class InMemoryLoader:
             block[0] = self.normalize(block[0])
         return block
 
-    def _together(self) -> int:
-        """Return how many batches are gathered at once.
+    def _together(self, size: int) -> int:
+        """Return how many batches of `size` samples are gathered at once.
 
         One where the others would begin at another place in memory than a tensor of their own: the
         last bit of what a kernel makes of them may depend on that, and on where a run resumed.
         """
         row = self._rows(slice(0, 1))
-        sizes = [part.nbytes * self.batch_size for part in row]
+        sizes = [part.nbytes * size for part in row]
         aligned = ALIGNED.get(self.tensors[0].device.type, 512)
         # A gradient would go through the block, and only once.
         if any(size % aligned for size in sizes) or any(part.requires_grad for part in row):

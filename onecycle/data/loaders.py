@@ -16,7 +16,9 @@ from onecycle.data.augment import Augment, as_augmentations
 from onecycle.data.datasets import check_dataset, loaders_of
 from onecycle.data.in_memory import InMemoryLoader
 from onecycle.data.reading import Reader
+from onecycle.data.sharding import part_of
 from onecycle.data.to_memory import tensors_of
+from onecycle.distributed import World
 
 
 class DataLoaders:
@@ -29,6 +31,7 @@ class DataLoaders:
         steps_per_epoch: batches in an epoch. None takes `len(train)`. With a number, an epoch is
             that many batches, and the next epoch goes on where the last one stopped, beginning
             again at the end.
+        sharded: where several processes train together, each yields batches of its own already.
 
     Raises:
         TypeError: something that cannot be iterated, or only once.
@@ -45,6 +48,7 @@ class DataLoaders:
         valid: Iterable[Any] | None = None,
         *,
         steps_per_epoch: int | None = None,
+        sharded: bool = False,
     ) -> None:
         check_loader("train", train, again=True)
         if valid is not None:
@@ -55,6 +59,7 @@ class DataLoaders:
             checks.integer("steps_per_epoch", steps_per_epoch)
         self.train = train
         self.valid = valid
+        self.sharded = checks.flag("sharded", sharded)
         self._steps = steps_per_epoch
         self._stream = Reader(self, steps_per_epoch)
 
@@ -72,6 +77,17 @@ class DataLoaders:
         if aside or self._steps is None:
             return Reader(self, self._steps, first)
         return self._stream
+
+    def part(self, world: World) -> DataLoaders:
+        """Return what this process has of the data, see `onecycle.data.sharding`; alone it is all.
+
+        Raises:
+            ValueError: data that cannot be divided.
+        """
+        if world.size == 1 or self.sharded:
+            return self
+        train, valid = part_of(self.train, world, "train"), part_of(self.valid, world, "valid")
+        return DataLoaders(train, valid, steps_per_epoch=self._steps, sharded=True)
 
     def again(self, batch_size: int | None = None, reseed: int = 0) -> DataLoaders:
         """Return the same data, to be read from its beginning; what is here stays where it is.
@@ -96,7 +112,7 @@ class DataLoaders:
                 "batch_size: only data in memory, without steps_per_epoch, can be cut into other "
                 "batches; see DataLoaders.from_tensors"
             )
-        return DataLoaders(train, self.valid, steps_per_epoch=self._steps)
+        return DataLoaders(train, self.valid, steps_per_epoch=self._steps, sharded=self.sharded)
 
     @classmethod
     def from_tensors(

@@ -10,6 +10,7 @@ from torch.utils.data import DataLoader
 
 from onecycle import generators
 from onecycle.data.in_memory import InMemoryLoader
+from onecycle.data.sharding import fills_in
 
 END = object()
 
@@ -48,6 +49,13 @@ class Reader:
             self._pass = Pass(self._data.train, epoch)
         self._resumed = False
         return self._pass
+
+    @property
+    def fills_in(self) -> bool:
+        """Whether the batch that was read last does not count, see `onecycle.data.sharding`."""
+        if self._pass is None:
+            return False
+        return fills_in(self._data.train, self._pass.taken - 1)
 
     def _stream(self, steps: int) -> Iterator[Any]:
         for _ in range(steps):

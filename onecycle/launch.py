@@ -1,0 +1,74 @@
+"""Starting several processes from a notebook or a script, by torch's own elastic launcher."""
+
+from __future__ import annotations
+
+import multiprocessing
+import uuid
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import distributed as dist
+
+from onecycle import checks
+
+
+def launch(fn: Callable[..., Any], nproc: int, *args: Any, start_method: str | None = None) -> Any:
+    """Run `fn(*args)` in `nproc` processes of this machine, and return what the first returns.
+
+    A `Learner` that is made in there trains with those of the other processes, as under torchrun.
+    Each has its GPU where there are any, and one thread of the CPU.
+
+    Args:
+        fn: makes the Learner and trains; a function of a notebook will do where processes are
+            forked. What it returns must be picklable.
+        nproc: processes.
+        args: of `fn`.
+        start_method: "fork", "forkserver" or "spawn", as in multiprocessing; None forks where
+            that is possible and CUDA was not used yet, since a forked process cannot use it then.
+
+    Raises:
+        ValueError, TypeError: an argument out of its range; a function of a notebook, which cannot
+            be spawned.
+        torch.distributed.elastic.multiprocessing.errors.ChildFailedError: a process has failed; the
+            others were ended, and its message names the first one.
+    """
+    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+    if not callable(fn):
+        raise TypeError(f"fn must be a function, got {fn!r}")
+    checks.integer("nproc", nproc)
+    methods = multiprocessing.get_all_start_methods()
+    forks = "fork" in methods and not torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
+    method = checks.choice("start_method", start_method or ("fork" if forks else "spawn"), methods)
+    if (
+        method != "fork"
+        and fn.__module__ == "__main__"
+        and multiprocessing.parent_process() is None
+    ):
+        raise ValueError(
+            f"fn: {fn.__qualname__} is defined in a notebook or script, which a process that is "
+            "not forked cannot import: put it into a module, or call launch before anything "
+            "uses CUDA"
+        )
+    config = LaunchConfig(
+        min_nodes=1,
+        max_nodes=1,
+        nproc_per_node=nproc,
+        run_id=uuid.uuid4().hex,
+        rdzv_backend="c10d",
+        rdzv_endpoint="localhost:0",
+        max_restarts=0,
+        start_method=method,
+        monitor_interval=0.05,
+    )
+    return elastic_launch(config, _run)(fn, args)[0]
+
+
+def _run(fn: Callable[..., Any], args: tuple[Any, ...]) -> Any:
+    torch.set_num_threads(1)
+    try:
+        return fn(*args)
+    finally:
+        if dist.is_initialized():
+            dist.destroy_process_group()
