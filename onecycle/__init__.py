@@ -7,7 +7,7 @@
 """
 
 from onecycle import data, metrics, models, schedules, suggest
-from onecycle.callback import Callback, CancelBatch, CancelEpoch, CancelTrain
+from onecycle.callback import Callback
 from onecycle.callbacks.activation_stats import ActivationStats
 from onecycle.callbacks.ema import EMA
 from onecycle.callbacks.live_plot import LivePlot
@@ -27,6 +27,7 @@ from onecycle.found import LRFind
 from onecycle.launch import launch
 from onecycle.learner import Learner
 from onecycle.metrics import accuracy, error_rate, mae, mse, rmse, top_k_accuracy
+from onecycle.signals import CancelBatch, CancelEpoch, CancelTrain
 from onecycle.tuning.search import Search
 
 __all__ = [

@@ -29,6 +29,7 @@ from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
 from onecycle.notes import note
+from onecycle.signals import Cancel
 
 if TYPE_CHECKING:
     from onecycle.learner import Learner
@@ -69,37 +70,6 @@ FASTAI_EVENTS = {
     "after_epoch": "on_epoch_end",
     "after_fit": "on_train_end",
 }
-
-
-class Cancel(Exception):  # noqa: N818 - a signal, not an error
-    """Base of the signals that stop a part of the loop."""
-
-    width = 0
-
-
-class CancelBatch(Cancel):
-    """Skip the rest of this batch.
-
-    Raised before its backward pass, the batch counts for nothing. Raised after it and before the
-    step, all gradients gathered since the last step are dropped, those of accumulated batches too.
-    """
-
-    width = 1
-
-
-class CancelEpoch(Cancel):
-    """Skip the rest of this epoch, its validation included."""
-
-    width = 2
-
-
-class CancelTrain(Cancel):
-    """Stop training. The epoch's and the training's end events still fire."""
-
-    width = 3
-
-
-SIGNALS = {signal.width: signal for signal in (CancelBatch, CancelEpoch, CancelTrain)}
 
 
 class Callback:

@@ -22,13 +22,14 @@ from torch import Tensor, nn
 from torch import distributed as dist
 
 from onecycle.batch import to_device
+from onecycle.signals import SIGNALS, Cancel
 
 T = TypeVar("T")
 
 VALUES = 4  # numbers that each process brings to a meeting
 FAILED = -1.0
 GRACE = 3.0  # seconds to wait for a sign of the others, once one is missing
-LAST = 10.0  # seconds to wait for the others when this process has failed
+LAST = 5.0  # seconds to wait for the others when this process has failed
 MISSING = object()
 
 
@@ -37,9 +38,8 @@ class PeerError(RuntimeError):
 
 
 class Meeting(NamedTuple):
-    """What the processes brought: the widest signal, a signal of the system, rows of numbers."""
+    """What the processes brought: a signal of the system, and a row of numbers each."""
 
-    width: int
     stop: int
     values: Tensor
 
@@ -57,6 +57,7 @@ class World:
     def __init__(self) -> None:
         self.rank, self.size = rank(), size()
         self.broken = False  # it has failed, so each process goes on by itself to its end
+        self.agreed: Cancel | None = None  # the last signal, which all have raised
 
     @property
     def alone(self) -> bool:
@@ -64,26 +65,39 @@ class World:
         return self.size == 1 or self.broken
 
     def meet(
-        self, place: str, width: int = 0, stop: int = 0, values: Sequence[float] = ()
+        self,
+        place: str,
+        signal: Cancel | None = None,
+        stop: int = 0,
+        values: Sequence[float] = (),
     ) -> Meeting:
         """Wait for all processes at `place`, and return what they brought.
 
         Args:
-            place: the same for all, or one of them has taken another way.
-            width: of a signal that a callback has raised here, 0 for none.
-            stop: the number of a signal such as SIGINT that has come here, 0 for none.
+            place: the same for all, or one of them has taken another way; who has a signal may be
+                elsewhere, since that is to bring all to one place again.
+            signal: what a callback has raised here, if it did.
+            stop: the number of a signal of the system that has come here, 0 for none.
             values: at most four numbers.
 
         Raises:
+            Cancel: the widest signal of all.
             PeerError: another process has failed, is elsewhere or gone.
         """
-        given = [*values, *[0.0] * (VALUES - len(values))]
+        if self.alone and signal is not None:
+            raise signal
+        width = 0 if signal is None else signal.width
+        row = [width, stop, *values, *[0.0] * (VALUES - len(values))]
         if self.alone:
-            return Meeting(width, stop, torch.tensor([given], dtype=torch.float64))
-        rows = self._exchange([float(zlib.crc32(place.encode())), width, stop, *given])
+            return Meeting(stop, torch.tensor([row[2:]], dtype=torch.float64))
+        rows = self._exchange([float(zlib.crc32(place.encode())), *row])
         failed = (rows[:, 1] == FAILED).nonzero().flatten().tolist()
         if failed:
             raise PeerError(self._said(failed))
+        widest = int(rows[:, 1].max())
+        if widest:
+            self.agreed = SIGNALS[widest]() if signal is None or widest > width else signal
+            raise self.agreed
         elsewhere = (rows[:, 0] != rows[self.rank, 0]).nonzero().flatten().tolist()
         if elsewhere:
             names = ", ".join(map(str, elsewhere))
@@ -91,7 +105,7 @@ class World:
                 f"rank {names} is elsewhere in the program than rank {self.rank}, which is at "
                 f"{place!r}: all processes must make the same calls, with the same callbacks"
             )
-        return Meeting(int(rows[:, 1].max()), int(rows[:, 2].max()), rows[:, 3:])
+        return Meeting(int(rows[:, 2].max()), rows[:, 3:])
 
     def number(self, value: float) -> float:
         """Return the `value` of the first process, such as the time on its clock."""
@@ -155,7 +169,7 @@ class World:
 
     def begin(self) -> None:
         """A run begins, for which nothing has failed so far."""
-        self.broken = False
+        self.broken, self.agreed = False, None
 
     def _exchange(self, row: list[float], timeout: float | None = None) -> Tensor:
         mine = torch.tensor(row, dtype=torch.float64)
@@ -178,19 +192,20 @@ class World:
         try:
             store = _store()
             store.set(f"alive/{self.rank}", "")
-            silent, until = others, time.monotonic() + GRACE
-            while silent and time.monotonic() < until:
-                signs = {r: (f"alive/{r}", f"failed/{r}") for r in silent}
-                silent = [r for r in silent if not any(store.check([k]) for k in signs[r])]
-                time.sleep(0.02)
             failed = [r for r in others if store.check([f"failed/{r}"])]
+            # Of two it is the other one; of more, those that are left have missed it as well.
+            until = time.monotonic() + (GRACE if self.size > 2 else 0.0)
+            silent = [r for r in others if r not in failed]
+            while silent and time.monotonic() < until:
+                silent = [r for r in silent if not store.check([f"alive/{r}"])]
+                time.sleep(0.02)
         except (RuntimeError, dist.DistError):
             return "the process that all others are joined by, most likely rank 0, is gone"
+        if failed:
+            return self._said(failed)
         if silent:
             names = ", ".join(map(str, silent))
             return f"rank {names} is gone: it was killed, or its machine is not there any more"
-        if failed:
-            return self._said(failed)
         return "the connection between the processes is broken"
 
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from onecycle import batch as batches
 from onecycle import checks, optimizers
-from onecycle.callback import CancelBatch
+from onecycle.signals import CancelBatch
 
 if TYPE_CHECKING:
     from onecycle.trainer import Trainer

@@ -22,10 +22,7 @@ from onecycle import (
 )
 from onecycle import plan as plans
 from onecycle.arguments import KeepTrunk, scheduler_of, span_of
-from onecycle.callback import (
-    Callback,
-    as_callbacks,
-)
+from onecycle.callback import Callback, as_callbacks
 from onecycle.callbacks.lr_finder import LRFinder
 from onecycle.callbacks.scheduler import OneCycleScheduler, Plan
 from onecycle.callbacks.torch_scheduler import TorchScheduler

@@ -15,22 +15,14 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
 from onecycle import freezing, preflight, snapshot, state
-from onecycle.callback import (
-    SIGNALS,
-    Callback,
-    Cancel,
-    CancelBatch,
-    CancelEpoch,
-    dispatch,
-    fire,
-    fire_all,
-)
+from onecycle.callback import Callback, dispatch, fire, fire_all
 from onecycle.data.prefetch import mover
 from onecycle.data.reading import Reader
 from onecycle.distributed import require_alike
 from onecycle.interrupts import Interrupts
 from onecycle.metrics import named
 from onecycle.notes import batches_of, note, noted
+from onecycle.signals import Cancel, CancelBatch, CancelEpoch
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -90,7 +82,6 @@ class Loop:
         self.asks_from = math.inf  # steps done, from which on savers are asked within an epoch
         self.interrupts = Interrupts()
         self.stop = 0  # a signal of the system that one of several processes has got
-        self.agreed: Cancel | None = None  # the last signal that all of them know of
         self.reader: Any = None
         self.number = 0
         self.before_validation: list[tuple[str, dict[str, Any]]] | None = None
@@ -137,6 +128,7 @@ class Loop:
         with self._held(), self.interrupts, learn.network.running(), modes:
             try:
                 self.hooks, self.running = hooks, True
+                learn.world.meet("fit")
                 with suppress(Cancel), learn.network.together(learn.world):
                     self._train(learn, epochs, saved, resumed=resumed, validate=aside is None)
                 self._end(learn)
@@ -160,14 +152,15 @@ class Loop:
 
         A signal of the system that has come to one of them is noted for the next rest of all.
         """
-        width = 0 if signal is None else signal.width
-        met = learn.world.meet(place, width, self.interrupts.number, values)
+        met = learn.world.meet(place, signal, self.interrupts.number, values)
         self.stop = self.stop or met.stop
-        if met.width:
-            raised = SIGNALS[met.width]() if signal is None or met.width > width else signal
-            self.agreed = raised
-            raise raised
         return met.values
+
+    def tell(self, learn: Trainer, signal: Cancel) -> None:
+        """Raise a signal of a batch, in the other processes as well, unless it came from them."""
+        if signal is not learn.world.agreed:
+            self.meet(learn, "batch", signal)
+        raise signal
 
     @contextmanager
     def _held(self) -> Iterator[None]:
@@ -204,6 +197,8 @@ class Loop:
         for saver in self.savers:
             try:
                 saver.rest(learn, epoch_over=epoch_over, stopping=stopping)
+            except Cancel:  # of another process, which is not at rest
+                raise
             except Exception as error:  # noqa: BLE001 - raised below, once the others have saved
                 failure = failure or error
         if stopping:
@@ -382,14 +377,11 @@ def _scope(
         if signal is None or raised.width > signal.width:
             signal = raised
     wide = signal if signal is not None and signal.width > cancel.width else None
-    if not learn.world.alone:
-        if end != "on_batch_end":
-            learn.loop.meet(learn, end, wide)
-        elif wide is not None and wide is not learn.loop.agreed:
-            # The others hear of it in the next batch, and do not go on with that.
-            learn.loop.meet(learn, "batch", wide)
-    if wide is not None:
-        raise wide
+    if end != "on_batch_end":
+        learn.loop.meet(learn, end, wide)
+    elif wide is not None:
+        # The others hear of it in the next batch, and do not go on with that.
+        learn.loop.tell(learn, wide)
 
 
 def _begin(learn: Trainer, event: str) -> None:
@@ -400,8 +392,7 @@ def _begin(learn: Trainer, event: str) -> None:
     try:
         fire(learn.loop.hooks[event], learn)
     except Cancel as raised:
-        learn.loop.meet(learn, "batch", raised)  # where the others are, before the backward pass
-        raise
+        learn.loop.tell(learn, raised)
 
 
 def _check(learn: Trainer, validate: bool) -> None:

@@ -61,6 +61,8 @@ class Network:
         self.compile = _checked(compile)
         self.half = HALF.get(self.precision)
         self.parallel: DistributedDataParallel | None = None  # in a run of several processes
+        self.joins_forward = False  # whether they exchange something in a forward pass
+        self._reduced = False
         self.model = model
 
     @property
@@ -94,7 +96,9 @@ class Network:
             return self(inputs)
         if self.channels_last:
             inputs = with_channels_last(inputs)
-        return batches.forward(self.parallel, inputs)
+        pred = batches.forward(self.parallel, inputs)
+        self.joins_forward = self.joins_forward and not self._reduced
+        return pred
 
     @contextmanager
     def together(self, world: World) -> Iterator[None]:
@@ -108,10 +112,17 @@ class Network:
         own = OF_BUFFERS[OF_BUFFERS[0] not in inspect.signature(DistributedDataParallel).parameters]
         options: dict[str, Any] = {own: False, **self.ddp}
         self.parallel = DistributedDataParallel(self._run, **options)
+        # The forward pass after the first mean of gradients exchanges in which order they came.
+        self.joins_forward, self._reduced = True, False
         try:
             yield
         finally:
-            self.parallel = None
+            self.parallel, self.joins_forward = None, False
+
+    def backward_done(self) -> None:
+        """Note that the gradients of a batch have been added, and joined where that was asked."""
+        if self.parallel is not None and self.parallel.require_backward_grad_sync:
+            self._reduced = True
 
     def synchronize(self, required: bool) -> None:
         """Say whether the next backward pass is to have the mean of all processes at its end."""

@@ -12,13 +12,14 @@ from torch import distributed as dist
 
 from onecycle import batch as batches
 from onecycle import checks
-from onecycle.callback import Cancel, CancelBatch, fire
+from onecycle.callback import fire
 from onecycle.distributed import require_alike, synchronize_buffers
 from onecycle.guard import Guard
 from onecycle.losses import check_loss
 from onecycle.network import Network
 from onecycle.recorded import RecordedStep
 from onecycle.shortcuts import Backward, Update
+from onecycle.signals import Cancel, CancelBatch
 
 if TYPE_CHECKING:
     from onecycle.trainer import Trainer
@@ -86,6 +87,8 @@ class TrainingStep:
     def _train(self, learn: Trainer) -> None:
         if self.network.parallel is not None:
             self.network.synchronize(len(self._micro) + 1 >= self.accumulate or learn.last_batch)
+            if self.network.joins_forward:
+                require_alike(learn.loop.meet(learn, "batch"))
         inputs, target = batches.split(learn.batch)
         if target is None:
             batches.require_target(learn.batch, target)
@@ -103,8 +106,7 @@ class TrainingStep:
                 if learn.loop.hooks["on_backward_begin"]:
                     learn.fire("on_backward_begin")
             except Cancel as raised:
-                learn.loop.meet(learn, "batch", raised)
-                raise
+                learn.loop.tell(learn, raised)
             check_loss(learn.loss)
             if learn.world.alone:
                 self.guard.check_loss(learn, learn.loss)
@@ -253,6 +255,7 @@ class TrainingStep:
         if self._has_buffers:
             synchronize_buffers(learn.model)
         self._backward(learn.loss, mean, n, share)
+        self.network.backward_done()
 
     def _finish_gradients(self, model: nn.Module) -> None:
         """Turn the gathered gradients into those of the mean loss, and clip them."""

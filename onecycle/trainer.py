@@ -27,11 +27,7 @@ from onecycle import (
 from onecycle import batch as batches
 from onecycle import plan as plans
 from onecycle.arguments import KeepTrunk
-from onecycle.callback import (
-    Callback,
-    as_callbacks,
-    fire,
-)
+from onecycle.callback import Callback, as_callbacks, fire
 from onecycle.callbacks.live_plot import LivePlot
 from onecycle.callbacks.progress import ProgressBar
 from onecycle.callbacks.recorder import Recorder
@@ -54,6 +50,7 @@ from onecycle.schedules import (
     Schedule,
     progress,
 )
+from onecycle.signals import Cancel
 from onecycle.step import TrainingStep
 from onecycle.trunk import Trunk, TrunkKeeper
 
@@ -528,8 +525,14 @@ class Trainer:
             if watch is not None:
                 watch(batch, pred, loss)
 
-        self._evaluator(loader, take, aside=watch is None)
-        return scores.compute()
+        signal: Cancel | None = None
+        with self._told():
+            try:
+                self._evaluator(loader, take, aside=watch is None)
+            except Cancel as raised:
+                signal = raised
+            self.loop.meet(self, "evaluation", signal)
+            return scores.compute()
 
     def looking(self, loader: Any) -> AbstractContextManager[None]:
         """Return the context in which a look into `loader` leaves no trace."""
@@ -547,7 +550,8 @@ class Trainer:
                 for negative log likelihood.
         """
         finish = self._activation() if checks.flag("activate", activate) else None
-        return self._evaluator.collect(self._loader(dl), finish)
+        with self._told():
+            return self._evaluator.collect(self._loader(dl), finish)
 
     def predict(self, x: Any) -> Any:
         """Return predictions, as `get_preds` makes them, for one batch (N, ...) of inputs."""
@@ -649,6 +653,22 @@ class Trainer:
     @property
     def _evaluator(self) -> Evaluator:
         return Evaluator(self.network, self.modules, self.world)
+
+    @contextmanager
+    def _told(self) -> Iterator[None]:
+        """Tell other processes of an error that ends what they wait for; in a fit the loop does."""
+        if self.world.alone or self.loop.running:
+            yield
+            return
+        try:
+            yield
+            self.world.meet("evaluated")
+        except Exception as error:
+            cause = self.world.failed(error)
+            self.world.begin()
+            if cause is error:
+                raise
+            raise cause from error
 
     def _loader(self, dl: Iterable[Any] | None) -> Iterable[Any]:
         loader = self.data.valid if dl is None else dl

@@ -11,7 +11,7 @@ from helpers import Halt, Log, everything, mlp, plain, same, weights
 from torch import nn
 
 from onecycle import Callback, Checkpoint, Learner, accuracy, checkpoint
-from onecycle.callback import CancelTrain
+from onecycle.signals import CancelTrain
 
 
 @pytest.fixture

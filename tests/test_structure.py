@@ -13,7 +13,7 @@ import onecycle
 
 PACKAGE = Path(onecycle.__file__).parent
 LAYERS = [
-    {"notes"},
+    {"notes", "signals"},
     {
         "checks",
         "batch",

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from onecycle import checks, optimizers, schedules
-from onecycle.callback import Callback, CancelTrain
+from onecycle.callback import Callback
 from onecycle.found import LRFind
+from onecycle.signals import CancelTrain
 
 if TYPE_CHECKING:
     from onecycle.learner import Learner

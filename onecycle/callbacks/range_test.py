@@ -6,7 +6,8 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from onecycle import optimizers, schedules
-from onecycle.callback import Callback, CancelTrain
+from onecycle.callback import Callback
+from onecycle.signals import CancelTrain
 
 if TYPE_CHECKING:
     from onecycle.learner import Learner

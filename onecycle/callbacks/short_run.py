@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from onecycle import checks
-from onecycle.callback import Callback, CancelTrain
+from onecycle.callback import Callback
+from onecycle.signals import CancelTrain
 
 if TYPE_CHECKING:
     from onecycle.learner import Learner

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from onecycle import checks, optimizers, state
-from onecycle.callback import Callback, CancelTrain
+from onecycle.callback import Callback
 from onecycle.monitor import Monitor
 from onecycle.schedules.shapes import ends_low
+from onecycle.signals import CancelTrain
 
 if TYPE_CHECKING:
     from onecycle.learner import Learner
