@@ -9,9 +9,13 @@
 from onecycle import data, metrics, models, schedules, suggest
 from onecycle.callback import Callback
 from onecycle.callbacks.activation_stats import ActivationStats
+from onecycle.callbacks.bn_freeze import BnFreeze
 from onecycle.callbacks.ema import EMA
+from onecycle.callbacks.grad_norm import GradNorm
 from onecycle.callbacks.live_plot import LivePlot
 from onecycle.callbacks.lr_finder import LRFinder
+from onecycle.callbacks.mix import CutMix, MixUp
+from onecycle.callbacks.plateau import ReduceLROnPlateau
 from onecycle.callbacks.progress import ProgressBar
 from onecycle.callbacks.recorder import Recorder
 from onecycle.callbacks.save_best import SaveBest
@@ -34,22 +38,27 @@ __all__ = [
     "EMA",
     "SWA",
     "ActivationStats",
+    "BnFreeze",
     "Callback",
     "CancelBatch",
     "CancelEpoch",
     "CancelTrain",
     "Checkpoint",
+    "CutMix",
     "DataLoaders",
     "EarlyStopping",
     "EpochFind",
+    "GradNorm",
     "LRFind",
     "LRFinder",
     "Learner",
     "LivePlot",
+    "MixUp",
     "OneCycleScheduler",
     "ParamScheduler",
     "ProgressBar",
     "Recorder",
+    "ReduceLROnPlateau",
     "SaveBest",
     "ScheduleFree",
     "Search",

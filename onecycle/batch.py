@@ -115,6 +115,45 @@ def split(batch: Any) -> tuple[Any, Any]:
     return inputs, batch[key] if key is not None else None
 
 
+def joined(batch: Any, inputs: Any, target: Any) -> Any:
+    """Return a batch of the form of `batch` with other inputs and target, as `split` gives them.
+
+    >>> joined(("x1", "x2", "y"), *split(("a", "b", "c")))
+    ('a', 'b', 'c')
+    >>> joined({"x": 1, "label": 2}, {"x": 3}, 4)
+    {'x': 3, 'label': 4}
+    """
+    if isinstance(batch, Mapping):
+        return {name: inputs.get(name, target) for name in batch}
+    return (*inputs, target) if len(batch) > 2 else (inputs, target)
+
+
+def each(function: Callable[[Tensor], Any], value: Any) -> Any:
+    """Return a nested batch with `function` of its tensors.
+
+    >>> each(Tensor.sum, [torch.ones(2), {"y": None}])
+    [tensor(2.), {'y': None}]
+    """
+    if isinstance(value, Tensor):
+        return function(value)
+    if type(value) is dict:
+        return {key: each(function, item) for key, item in value.items()}
+    if type(value) in (tuple, list):
+        return type(value)(each(function, item) for item in value)
+    return value
+
+
+def tensors(value: Any) -> list[Tensor]:
+    """Return the tensors in a nested batch, in its order.
+
+    >>> tensors([torch.tensor(1), {"y": torch.tensor(2)}])
+    [tensor(1), tensor(2)]
+    """
+    found: list[Tensor] = []
+    each(found.append, value)
+    return found
+
+
 def require_target(batch: Any, target: Any) -> None:
     """Refuse a training batch that has nothing to learn from."""
     if target is not None:

@@ -47,10 +47,21 @@ def train(model: nn.Module, train_bn: bool) -> None:
     """Put `model` in training mode; without `train_bn` frozen batch norm stays as in evaluation."""
     model.train()
     if not train_bn:
-        modules = dict(model.named_modules())
-        for name, module in modules.items():
-            if isinstance(module, _BatchNorm) and _is_frozen(name, modules):
-                module.eval()
+        hold_norms(model)
+
+
+def hold_norms(model: nn.Module, *, trained: bool = False) -> None:
+    """Put batch norm that is frozen in evaluation mode; with `trained` all of it.
+
+    >>> model = nn.Sequential(nn.BatchNorm1d(2), nn.BatchNorm1d(2).requires_grad_(False))
+    >>> hold_norms(model)
+    >>> [norm.training for norm in model]
+    [True, False]
+    """
+    modules = dict(model.named_modules())
+    for name, module in modules.items():
+        if isinstance(module, _BatchNorm) and (trained or _is_frozen(name, modules)):
+            module.eval()
 
 
 @contextmanager

@@ -12,13 +12,13 @@ import torch
 from torch import Tensor, nn
 
 from onecycle import batch as batches
-from onecycle import checks, optimizers
+from onecycle import checks, culprit, optimizers
 from onecycle.signals import CancelBatch
 
 if TYPE_CHECKING:
     from onecycle.trainer import Trainer
 
-POLICIES = ("raise", "skip", "ignore")
+POLICIES = ("raise", "locate", "skip", "ignore")
 BLOCK = 512  # steps between two looks at an accelerator
 TOLD = 3  # skipped batches of a fit that are told
 WHAT = "a loss or gradient that is not finite"
@@ -34,7 +34,8 @@ class Guard:
     Args:
         opt: the optimizer.
         device: where the model is.
-        policy: "raise" FloatingPointError; "skip" the batch with a warning; or "ignore" it.
+        policy: "raise" FloatingPointError; "locate", to say in it where the trouble begins, for
+            which every step is waited for; "skip" the batch with a warning; or "ignore" it.
 
     Raises:
         ValueError: another policy.
@@ -62,10 +63,18 @@ class Guard:
         self._kept = Kept([] if self.policy == "ignore" else modules)
         self._keeps = len(self._kept) > 0
         on_cpu = self._bad.device.type == "cpu"
-        self._waits = on_cpu or scaled or not _takes_found_inf(self.opt)
+        self._waits = on_cpu or scaled or self._locates or not _takes_found_inf(self.opt)
         self._bad.zero_()
         self._count.zero_()
         self._steps = self._skipped = 0
+
+    @property
+    def _locates(self) -> bool:
+        return self.policy == "locate"
+
+    @property
+    def _raises(self) -> bool:
+        return self._locates or self.policy == "raise"
 
     def end(self) -> None:
         """Let go of the copies."""
@@ -132,10 +141,10 @@ class Guard:
     def overflowed(self, learn: Trainer, scale: float) -> None:
         """Put the buffers back; refuse to go on if no scale of the loss is small enough."""
         self._kept.put_back()
-        if self.policy == "raise" and scale < 1.0:
+        if self._raises and scale < 1.0:
             text = f"a gradient is not finite at step {learn.step + 1}, {_place(learn)}"
             text = f"{text}, even with the loss scaled by {scale:g}: nothing was updated"
-            raise FloatingPointError(f"{text}. {_remedy(learn.batch)}")
+            raise FloatingPointError(f"{text}. {self._advice(learn)}")
 
     def stepped(self, learn: Trainer) -> None:
         """Look, once in a block, whether an accelerator has left steps out."""
@@ -159,7 +168,7 @@ class Guard:
             f"valid_loss is {loss} after step {learn.step}, {_place(learn)}: the model is as it "
             "was trained; look for values that are not finite in the validation data"
         )
-        if self.policy == "raise":
+        if self._raises:
             raise FloatingPointError(f'{text}; on_nan="skip" goes on')
         warnings.warn(text, stacklevel=2)
 
@@ -193,14 +202,19 @@ class Guard:
         """Put the buffers back, and raise or skip."""
         self._kept.put_back()
         text = f"{what} at step {learn.step + 1}, {_place(learn)}: nothing was updated"
-        text = f"{text}. {_remedy(learn.batch)}"
-        if self.policy == "raise":
+        text = f"{text}. {self._advice(learn)}"
+        if self._raises:
             raise FloatingPointError(f'{text}; on_nan="skip" leaves such batches out')
         self._skipped += 1
         if self._skipped <= TOLD:
             more = "; further ones are left out silently" if self._skipped == TOLD else ""
             warnings.warn(f"batch skipped: {text}{more}", stacklevel=2)
         raise CancelBatch
+
+    def _advice(self, learn: Trainer) -> str:
+        """Return what to do and, where that is asked for, where to look."""
+        remedy = _remedy(learn.batch)
+        return f"{culprit.told(learn)}. {remedy}" if self._locates else remedy
 
 
 class Kept:

@@ -71,8 +71,9 @@ class Learner(Trainer):
         accumulate: batches for each optimizer step.
         clip: largest norm of the gradients; `float("inf")` only measures the norm.
         on_nan: a loss or gradient that is not finite reaches neither parameters nor optimizer:
-            "raise" stops with FloatingPointError, "skip" warns and leaves the batch out, which then
-            is no step; "ignore" trains on it.
+            "raise" stops with FloatingPointError; "locate" also names the first module or parameter
+            that is not finite, and waits for an accelerator at every step; "skip" warns and leaves
+            the batch out, which then is no step; "ignore" trains on it.
         train_bn: batch norm in frozen groups: True trains its scale and shift and follows the
             batches, as fastai does; False keeps it as it is in evaluation, for small batches.
         live_plot: draw losses and learning rate while a fit runs, see `LivePlot`.

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 FAINT: dict[str, Any] = {"color": "C0", "alpha": 0.3, "linewidth": 0.8}
 MANY = 5000  # points, more than which no picture shows
+NAMED = 12  # lines, more than which a legend would hide
 CLEAR: dict[str, Any] = {"color": "C0", "linewidth": 1.8}
 
 
@@ -118,6 +119,21 @@ def live(
     ax.set_zorder(right.get_zorder() + 1)
     ax.patch.set_visible(False)
     return ax, right
+
+
+def norms(steps: Any, columns: Mapping[str, Array], ax: Axes | None = None) -> Axes:
+    """Draw numbers above 0 by name over steps, the first names dark; few names have a legend."""
+    import matplotlib.pyplot as plt
+
+    ax = axes(ax)
+    colours = plt.get_cmap("viridis")(np.linspace(0.0, 0.9, len(columns)))
+    for (name, values), colour in zip(columns.items(), colours, strict=True):
+        ax.plot(steps, values, color=colour, linewidth=1.0, label=name)
+    ax.set(xlabel="step", ylabel="gradient norm", yscale="log")
+    _finish(ax, (), len(steps))
+    if len(columns) <= NAMED:
+        ax.legend(fontsize=8, loc="upper right")
+    return ax
 
 
 def metrics(

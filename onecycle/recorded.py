@@ -19,6 +19,8 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import increment_version
 
+from onecycle import batch as batches
+
 if TYPE_CHECKING:
     from onecycle.trainer import Trainer
 
@@ -94,7 +96,7 @@ class RecordedStep:
             return False
         if self._replay is not None and self._trained != _trained(learn):
             self._forget()
-        tensors = _tensors((inputs, target))
+        tensors = batches.tensors((inputs, target))
         if self._replay is None and self._ready(learn, tensors, shape):
             self._shape, self._replay = shape, self._recorded(learn, inputs, target)
         if self._replay is None or shape != self._shape:
@@ -108,7 +110,7 @@ class RecordedStep:
         for buffer in self._written:
             increment_version(buffer)
         # The next replay writes over them.
-        learn.pred, learn.loss = _each(Tensor.clone, self._pred), self._loss.clone()
+        learn.pred, learn.loss = batches.each(Tensor.clone, self._pred), self._loss.clone()
         return True
 
     def _ready(self, learn: Trainer, tensors: list[Tensor], shape: Any) -> bool:
@@ -130,8 +132,8 @@ class RecordedStep:
 
     def _recorded(self, learn: Trainer, inputs: Any, target: Any) -> Work | None:
         """Return a step on tensors of its own, or None where it cannot be recorded."""
-        inputs, target = _each(Tensor.clone, inputs), _each(Tensor.clone, target)
-        self._kept = _tensors((inputs, target))
+        inputs, target = batches.each(Tensor.clone, inputs), batches.each(Tensor.clone, target)
+        self._kept = batches.tensors((inputs, target))
         self._trained = _trained(learn)
         self._parameters = learn.training_step.update.parameters()
         buffers = _Buffers(learn.modules)
@@ -142,7 +144,7 @@ class RecordedStep:
                 loss = learn.compute_loss(pred, target)
             torch.autograd.backward(loss)
             # Nothing may keep the graph of autograd, whose nodes belong to the stream of recording.
-            self._pred, self._loss = _each(Tensor.detach, pred), loss.detach()
+            self._pred, self._loss = batches.each(Tensor.detach, pred), loss.detach()
             self._gradients = [p.grad for p in self._parameters]
 
         try:
@@ -214,25 +216,3 @@ def _shape(value: Any) -> Any:
     if value is None:
         return None
     raise TypeError(f"the batch holds a {type(value).__name__}, which would stay as it is")
-
-
-def _tensors(value: Any) -> list[Tensor]:
-    """Return the tensors in a nested batch, in its order."""
-    found: list[Tensor] = []
-    _each(found.append, value)
-    return found
-
-
-def _each(function: Callable[[Tensor], Any], value: Any) -> Any:
-    """Return a nested batch with `function` of its tensors.
-
-    >>> _each(Tensor.sum, [torch.ones(2), {"y": None}])
-    [tensor(2.), {'y': None}]
-    """
-    if isinstance(value, Tensor):
-        return function(value)
-    if type(value) is dict:
-        return {key: _each(function, item) for key, item in value.items()}
-    if type(value) in (tuple, list):
-        return type(value)(_each(function, item) for item in value)
-    return value

@@ -8,13 +8,15 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import everything, mlp, same
+from helpers import Halt, everything, mlp, same, weights
 from schedulefree import AdamWScheduleFree
 from torch.optim.lr_scheduler import StepLR
 
 import onecycle
 from onecycle import (
     Callback,
+    Checkpoint,
+    DataLoaders,
     Learner,
     LRFinder,
     OneCycleScheduler,
@@ -27,16 +29,21 @@ from onecycle.schedules import linear
 
 MAKE = {
     "ActivationStats": onecycle.ActivationStats,
+    "BnFreeze": lambda: onecycle.BnFreeze("all"),
     "Callback": Callback,
     "Checkpoint": lambda: onecycle.Checkpoint(Path(tempfile.mkdtemp()) / "run.pt"),
+    "CutMix": onecycle.CutMix,
     "EarlyStopping": lambda: onecycle.EarlyStopping(restore_best=True),
     "EMA": onecycle.EMA,
+    "GradNorm": lambda: onecycle.GradNorm(every=3),
     "LRFinder": LRFinder,
     "LivePlot": onecycle.LivePlot,
+    "MixUp": onecycle.MixUp,
     "OneCycleScheduler": lambda: OneCycleScheduler(0.1),
     "ParamScheduler": lambda: ParamScheduler({"lr": linear(0.1, 0.01)}),
     "ProgressBar": onecycle.ProgressBar,
     "Recorder": onecycle.Recorder,
+    "ReduceLROnPlateau": lambda: onecycle.ReduceLROnPlateau(patience=1, min_delta=1e9),
     "SaveBest": lambda: onecycle.SaveBest(Path(tempfile.mkdtemp()) / "best.pt"),
     "SWA": lambda: onecycle.SWA(0.5, at_end=True),
     "ScheduleFree": onecycle.ScheduleFree,
@@ -56,9 +63,18 @@ def callback(request):
 
 
 @pytest.fixture
-def make(callback, data):
-    opt_func = OPTIMIZERS.get(type(callback).__name__, torch.optim.AdamW)
-    return partial(Learner, data, opt_func=opt_func)
+def make(callback, digit_tensors):
+    """Learners of images, which a model of flat inputs is given flat."""
+    x, y = digit_tensors
+    x, opt_func = x.view(-1, 1, 8, 8), OPTIMIZERS.get(type(callback).__name__, torch.optim.AdamW)
+
+    def make(model, **options):
+        valid = (x[300:400], y[300:400])
+        data = DataLoaders.from_tensors(x[:300], y[:300], valid=valid, batch_size=30)
+        flat = torch.nn.Sequential(torch.nn.Flatten(), *model)
+        return Learner(data, flat, opt_func=opt_func, **options)
+
+    return make
 
 
 def test_two_fits_and_a_second_learner(callback, make):
@@ -109,6 +125,23 @@ def test_an_error_in_the_middle_leaves_it_usable(callback, make):
 def test_a_subclass_with_an_unknown_event_is_refused(callback):
     with pytest.raises(TypeError, match=r"on_fit_begin is no event; did you mean on_\w+\?"):
         type("Typo", (type(callback),), {"on_fit_begin": lambda self, learn: None})
+
+
+@pytest.mark.parametrize(
+    "callback", ["BnFreeze", "CutMix", "GradNorm", "MixUp", "ReduceLROnPlateau"], indirect=True
+)
+def test_a_run_that_was_killed_ends_as_one_that_was_not(callback, make, tmp_path):
+    def run(*more, seed=4, method="fit_one_cycle", of=(3, 0.02)):
+        learn, own = make(mlp(), accumulate=2), MAKE[type(callback).__name__]()
+        torch.manual_seed(seed)
+        getattr(learn, method)(*of, callbacks=[own, *more])
+        return weights(learn), own.state_dict(), learn.recorder.lrs, learn.recorder.losses
+
+    whole = run()
+    file = tmp_path / "run.pt"
+    with pytest.raises(KeyboardInterrupt):
+        run(Checkpoint(file, every_steps=1), Halt(12))
+    assert same(run(Halt(0), seed=99, method="resume", of=[file]), whole)
 
 
 def test_schedulers_alone_leave_the_optimizer_as_it_was(learn):

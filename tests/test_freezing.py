@@ -8,7 +8,7 @@ import torch
 from helpers import everything, mlp, same, sgd, split_in_two, weights
 from torch import nn
 
-from onecycle import Callback, Learner
+from onecycle import BnFreeze, Callback, Learner
 from onecycle.optimizers import current, spread
 
 
@@ -334,3 +334,39 @@ def test_momentum_of_what_was_frozen_begins_when_it_is_trained(data, options):
         learn.fit(1, 0.01)
         runs.append(learn.recorder.losses)
     assert runs[0] == pytest.approx(runs[1], abs=1e-5)
+
+
+@pytest.mark.parametrize(("layers", "counted"), [("frozen", [0, 20]), ("all", [0, 0])])
+def test_bn_freeze_holds_batch_norm_for_a_fit(data, layers, counted):
+    model = mlp()
+    model[3] = nn.BatchNorm1d(16)
+    model[1].requires_grad_(False)
+    learn = Learner(data, model)
+    modes = []
+
+    class Modes(Callback):
+        def on_batch_begin(self, learn):
+            modes.append([model[1].training, model[3].training, model[0].training])
+
+    learn.fit(2, callbacks=[BnFreeze(layers), Modes])
+    assert modes == [[False, layers == "frozen", True]] * 20
+    assert [int(model[i].num_batches_tracked) for i in (1, 3)] == counted
+    assert all(module.training for module in model.modules())
+    assert not torch.equal(model[3].weight, torch.ones(16))
+    assert torch.equal(model[1].weight, torch.ones(16))
+
+
+def test_bn_freeze_of_frozen_groups_is_train_bn(data):
+    runs = []
+    for train_bn, callbacks in ((False, []), (False, [BnFreeze])):
+        learn = Learner(data, mlp(), splitter=in_two, train_bn=train_bn, callbacks=callbacks)
+        learn.freeze()
+        torch.manual_seed(0)
+        learn.fit(1)
+        runs.append(learn.model.state_dict())
+    assert same(*runs)
+
+
+def test_bn_freeze_takes_one_of_two_words():
+    with pytest.raises(ValueError, match="layers must be one of 'frozen', 'all'"):
+        BnFreeze("none")

@@ -210,3 +210,101 @@ def test_a_device_that_is_not_waited_for_leaves_the_steps_out_itself(data, polic
 def test_a_wrong_policy_is_named(data):
     with pytest.raises(ValueError, match="on_nan must be one of"):
         Learner(data, plain(), on_nan="stop")
+
+
+# ---- where it began ------------------------------------------------------------------------------
+
+
+class Roots(nn.Module):
+    """Takes a root, of which the gradient at 0 is infinite, in the middle."""
+
+    def __init__(self, at=0.0):
+        super().__init__()
+        self.first, self.norm, self.last = nn.Linear(64, 16), nn.BatchNorm1d(16), nn.Linear(16, 10)
+        self.drop, self.root, self.at = nn.Dropout(0.5), Root(), at
+
+    def forward(self, x):
+        x = self.drop(self.norm(self.first(x)))
+        return self.last(self.root(x, self.at))
+
+
+class Root(nn.Module):
+    def forward(self, x, at):
+        return x + at * (x - x).abs().sqrt() if at else x + (x - 100).sqrt()
+
+
+@pytest.mark.parametrize("clip", [None, 1.0])
+@pytest.mark.parametrize(
+    ("model", "text"),
+    [
+        (Roots, r"the output of 'root' \(Root\)\. Use"),
+        (lambda: Roots(1.0), r"not finite.*the gradient of 'norm\.weight'\. Use"),
+    ],
+)
+def test_locate_names_the_first_module_or_parameter(data, model, text, clip):
+    learn = Learner(data, model(), on_nan="locate", clip=clip)
+    before = weights(learn)
+    with pytest.raises(FloatingPointError, match=text) as error:
+        learn.fit(1, 0.01)
+    assert "Not finite first" in str(error.value)
+    assert same(weights(learn), before)
+    assert not any(module._forward_hooks for module in learn.model.modules())
+    assert all(not p._backward_hooks for p in learn.model.parameters())
+
+
+@pytest.mark.parametrize(
+    ("spoil", "text"),
+    [
+        (At("input", NAN, 3), r"the output of '0' \(Linear\), whose input is not finite either"),
+        (At("gradient", NAN, 3), "second pass over the batch is finite: look at callbacks"),
+    ],
+)
+def test_locate_tells_what_it_cannot_name(data, spoil, text):
+    learn = Learner(data, mlp(), callbacks=[spoil], on_nan="locate")
+    with pytest.raises(FloatingPointError, match=text):
+        learn.fit(1, 0.01)
+    assert same(weights(learn)[0], spoil.before[0])
+
+
+class Fails:
+    """A loss that is not finite when it is trained on first, and then raises."""
+
+    calls = 0
+
+    def __call__(self, pred, y):
+        self.calls += pred.requires_grad
+        return pred.sum() * NAN * (1 // (self.calls < 2))
+
+
+@pytest.mark.parametrize(
+    ("loss_func", "text"),
+    [
+        (lambda pred, y: pred.sum() * NAN, "every module's output is finite, the loss of them"),
+        (Fails(), "A second pass over the batch, to look for the place, raised ZeroDivisionError"),
+    ],
+)
+def test_locate_never_hides_the_error(data, loss_func, text):
+    learn = Learner(data, mlp(), loss_func, on_nan="locate")
+    with pytest.raises(FloatingPointError, match=f"(?i){text}"):
+        learn.fit(1, 0.01)
+
+
+def test_locate_costs_nothing_and_draws_nothing_while_all_is_well(data):
+    runs = []
+    for policy in ("locate", "raise"):
+        learn = Learner(data, mlp(), on_nan=policy)
+        torch.manual_seed(0)
+        learn.fit(1)
+        runs.append((weights(learn), torch.get_rng_state()))
+    assert same(*runs)
+
+
+def test_locate_leaves_generators_and_modes_as_they_are(data):
+    states = []
+    for policy in ("locate", "raise"):
+        learn = Learner(data, Roots(), on_nan=policy)
+        torch.manual_seed(0)
+        with pytest.raises(FloatingPointError):
+            learn.fit(1)
+        states.append((torch.get_rng_state(), [m.training for m in learn.model.modules()]))
+    assert same(*states)

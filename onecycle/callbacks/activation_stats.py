@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -11,8 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from onecycle import checks
+from onecycle import checks, picking
 from onecycle.callback import Callback
+from onecycle.picking import Modules
 from onecycle.smoothing import Array
 
 if TYPE_CHECKING:
@@ -23,7 +23,6 @@ if TYPE_CHECKING:
 
 NEAR_ZERO = 0.05
 BLOCK = 4096  # figures of as many outputs are read from the device at once
-Modules = Callable[[nn.Module], bool] | Iterable[str | nn.Module] | str | nn.Module | None
 
 
 class ActivationStats(Callback):
@@ -75,9 +74,9 @@ class ActivationStats(Callback):
     """
 
     def __init__(
-        self, modules: Modules = None, every: int = 4, bins: int = 40, top: float = 10.0
+        self, modules: Modules | None = None, every: int = 4, bins: int = 40, top: float = 10.0
     ) -> None:
-        self.modules = _checked(modules)
+        self.modules = picking.checked(modules)
         self.every = checks.integer("every", every)
         self.bins = checks.integer("bins", bins)
         self.top = checks.positive("top", top)
@@ -124,7 +123,7 @@ class ActivationStats(Callback):
                 "callbacks: ActivationStats sees nothing inside a model that is run by "
                 "torch.compile: give Learner(compile=False)"
             )
-        self._watched = _selected(learn.model, self.modules)
+        self._watched = picking.selected(learn.model, self.modules)
 
     def on_batch_begin(self, learn: Learner) -> None:  # noqa: ARG002 - the contract of a hook
         """Hook the modules for the forward pass of this batch, if its step is due."""
@@ -291,49 +290,6 @@ def _histogram(size: Tensor, bins: int, top: float) -> Tensor:
     finally:
         if mode:
             torch.set_deterministic_debug_mode(mode)
-
-
-def _checked(modules: Any) -> Any:
-    """Return a function or None as it is, a test for a class, names and modules in a list."""
-    if isinstance(modules, type):
-        return lambda module: isinstance(module, modules)
-    if isinstance(modules, (str, nn.Module)):
-        return [modules]
-    if modules is None or callable(modules):
-        return modules
-    if isinstance(modules, Iterable):
-        items = list(modules)
-        if items and all(isinstance(item, (str, nn.Module)) for item in items):
-            return items
-    raise TypeError(f"modules must be a function, names or modules, got {modules!r}")
-
-
-def _selected(model: nn.Module, wanted: Any) -> dict[str, nn.Module]:
-    """Return the modules to watch, by their names."""
-    if wanted is None or callable(wanted):
-        test = wanted or _has_parameters
-        found = {name: module for name, module in model.named_modules() if test(module)}
-    else:
-        known = dict(model.named_modules(remove_duplicate=False))
-        found = {name: known[name] for name in (_name(item, known) for item in wanted)}
-    if not found:
-        raise ValueError("modules picks no module of the model")
-    return found
-
-
-def _has_parameters(module: nn.Module) -> bool:
-    return next(module.parameters(recurse=False), None) is not None
-
-
-def _name(item: Any, known: dict[str, nn.Module]) -> str:
-    """Return the name of a module that was given by name or itself."""
-    for name, module in known.items():
-        if item is module or item == name:
-            return name
-    if not isinstance(item, str):
-        raise ValueError(f"modules: the model has no such {type(item).__name__}: {item!r}")
-    near = ", ".join(map(repr, difflib.get_close_matches(item, known, cutoff=0.0)))
-    raise ValueError(f"modules: the model has no {item!r}, the nearest names are {near}")
 
 
 def _first_tensor(output: Any) -> Tensor | None:

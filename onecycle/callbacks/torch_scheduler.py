@@ -29,7 +29,7 @@ class TorchScheduler(Callback):
 
     Raises:
         TypeError: `make` is a finished scheduler, makes none, or is ReduceLROnPlateau, which
-            follows a metric and not the steps.
+            follows a metric and not the steps; see `onecycle.ReduceLROnPlateau`.
 
     >>> from functools import partial
     >>> from torch.optim.lr_scheduler import StepLR
