@@ -31,6 +31,7 @@ from onecycle.found import LRFind
 from onecycle.launch import launch
 from onecycle.learner import Learner
 from onecycle.metrics import accuracy, error_rate, mae, mse, rmse, top_k_accuracy
+from onecycle.muon import muon_split
 from onecycle.signals import CancelBatch, CancelEpoch, CancelTrain
 from onecycle.tuning.search import Search
 
@@ -71,6 +72,7 @@ __all__ = [
     "metrics",
     "models",
     "mse",
+    "muon_split",
     "rmse",
     "schedules",
     "suggest",

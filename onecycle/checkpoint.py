@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from onecycle import distributed, files, optimizers
+from onecycle import distributed, files, optimizers, together
 
 FORMAT = 2  # 1 had no runs
 
@@ -148,7 +148,7 @@ def states(model: nn.Module, opt: torch.optim.Optimizer) -> dict[str, Any]:
     return {
         "model": model.state_dict(),
         "optimizer": {
-            "class": type(opt).__name__,
+            "class": together.name(opt),
             "names": _names(model, opt),
             "state": opt.state_dict(),
         },
@@ -198,8 +198,8 @@ def optimizer_difference(
     opt: torch.optim.Optimizer, model: nn.Module, found: Mapping[str, Any]
 ) -> str | None:
     """Return how the optimizer of a file differs from `opt`, in words; None if they fit."""
-    if found["class"] != type(opt).__name__:
-        return f"is of the optimizer {found['class']}, this learner has {type(opt).__name__}"
+    if found["class"] != together.name(opt):
+        return f"is of the optimizer {found['class']}, this learner has {together.name(opt)}"
     here = [len(group["params"]) for group in opt.param_groups]
     there = [len(group["params"]) for group in found["state"]["param_groups"]]
     if here != there:

@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from onecycle import batch as batches
-from onecycle import checks, optimizers, suggest
+from onecycle import checks, optimizers, suggest, together
 from onecycle.callback import Callback
 from onecycle.callbacks.lr_finder import LRFinder
 from onecycle.callbacks.progress import SweepBar
 from onecycle.callbacks.range_test import RangeTest
 from onecycle.callbacks.scheduler import OneCycleScheduler
-from onecycle.found import LRFind, LROverlay, LRRace, LRRangeTest
+from onecycle.found import LRFind, LROverlay, LRRace, LRRangeTest, LRStated
 from onecycle.metrics import Metric, accuracy
 
 if TYPE_CHECKING:
@@ -81,6 +81,9 @@ def find(
     values: Mapping[str, float],
 ) -> LRFind:
     """Return what `method` finds under `values` of "wd" and "mom", the rest as for `search`."""
+    stated = _stated(learn.opt)
+    if stated is not None:
+        return stated
     found = _sweep(learn, sweep, n_sweeps, values, "lr_find")
     place = suggest.bracket(found.lrs, found.losses) if refine else None
     if place is not None:
@@ -95,6 +98,21 @@ def find(
     return found
 
 
+def _stated(opt: torch.optim.Optimizer) -> LRStated | None:
+    """Return the answer where a rate only multiplies a scale that the optimizer finds by itself."""
+    finding = [one for one in together.members(opt) if optimizers.sets_scale(one)]
+    if not finding:
+        return None
+    said = f"{' + '.join(map(together.name, finding))} sets its own scale"
+    if len(finding) == len(together.members(opt)):
+        return LRStated(1.0, f"{said}, and lr=1.0 is the factor meant for it: nothing was swept")
+    return LRStated(
+        math.nan,
+        f"{said}, with lr=1.0, and the rest of {together.name(opt)} does not, so no sweep can move "
+        "both: give a rate for each group, as a list",
+    )
+
+
 def values_of(name: str, given: Any, opt: torch.optim.Optimizer) -> list[float]:
     """Return the values of wd or moms for a search, one for a number; none for None."""
     if given is None:
@@ -104,7 +122,7 @@ def values_of(name: str, given: Any, opt: torch.optim.Optimizer) -> list[float]:
     if not values:
         raise ValueError(f"{name} must hold at least one value")
     if not optimizers.has(opt, key):
-        raise ValueError(f"{name}: {type(opt).__name__} has no such hyper-parameter")
+        raise ValueError(f"{name}: {together.name(opt)} has no such hyper-parameter")
     top: dict[str, Any] = {} if key == "wd" else {"high": 1.0, "open_high": True}
     numbers = [checks.real(name, value, low=0.0, **top) for value in values]
     if len(set(numbers)) < len(numbers):

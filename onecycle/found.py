@@ -83,7 +83,7 @@ class LRFind(float):
 
     @property
     def reason(self) -> str:
-        """Why the confidence is not high, in a sentence."""
+        """Why the confidence is not high, or why nothing was swept, in a sentence."""
         return self.suggestion.reason
 
     @property
@@ -253,6 +253,34 @@ class LRRangeTest(LRFind):
     def plot(self, ax: Axes | None = None) -> Axes:
         """Draw the score against the learning rate; return the axes."""
         return plot_lr_find.range_test(self, ax)
+
+
+class LRStated(LRFind):
+    """The result of `lr_find` where a sweep has nothing to say: for Prodigy, D-Adaptation and such.
+
+    These find the scale of their steps while they train, and the rate is a factor of it. Whatever
+    the rate of a sweep, they would adapt to it, so none is held: the factor is stated.
+
+    Args:
+        lr: the rate to take; nan for none.
+        reason: what is stated, in a sentence.
+
+    >>> LRStated(1.0, "Prodigy sets its own scale")
+    LRStated(1.00e+00, band 1.0e+00 to 1.0e+00, confidence high: Prodigy sets its own scale)
+    """
+
+    def __new__(cls, lr: float, reason: str) -> LRStated:
+        """Keep the statement; there is no curve."""
+        self = super().__new__(cls, [], [])
+        stated = float.__new__(cls, lr)
+        vars(stated).update(vars(self))
+        confidence = "none" if math.isnan(lr) else "high"
+        stated.suggestion = Suggestion(lr, (lr, lr), confidence, reason)
+        return stated
+
+    def __getnewargs_ex__(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Copy and pickle by the statement."""
+        return (float(self), self.reason), {}
 
 
 class LROverlay(LRFind, Mapping[float, LRFind]):

@@ -7,7 +7,8 @@ import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from onecycle import checks, optimizers
+from onecycle import checks, optimizers, together
+from onecycle.together import Together
 
 
 def freeze_to(opt: torch.optim.Optimizer, model: nn.Module, n: int, train_bn: bool) -> None:
@@ -35,6 +36,12 @@ def freeze_to(opt: torch.optim.Optimizer, model: nn.Module, n: int, train_bn: bo
             "train; splitter=lambda model: [model.body, model.head] makes one of each part"
         )
     first %= count
+    if first and isinstance(opt, Together) and not opt.by_parts:
+        raise ValueError(
+            f"freeze_to({n}): the groups of {together.name(opt)} are not its layers: freeze "
+            "by requires_grad_(False), or have one for each part, by opt_func=[SGD, AdamW] "
+            "and splitter=lambda model: [model.body, model.head]"
+        )
     always = {id(p) for norm in _norms(model) for p in norm.parameters()} if train_bn else set()
     for i, parameters in enumerate(optimizers.grouped(opt)):
         for parameter in parameters:

@@ -54,7 +54,11 @@ class Learner(Trainer):
         model: it is moved to `device`.
         loss_func: (pred, target) -> scalar tensor. None takes cross entropy for integer targets and
             the mean squared error for floats.
-        opt_func: a torch optimizer class, a factory that takes parameter groups, or an optimizer.
+        opt_func: a torch optimizer class, a factory that takes parameter groups, or an optimizer;
+            several as a list: optimizers, or one factory for each layer group of `splitter`; or a
+            function whose first argument is called `model` and that returns one or a list, such as
+            `muon_split`. A learning rate that is one number is for the last of them, and the others
+            keep their ratios to it.
         metrics: functions of (pred, target) and others, one, a list or a dict by name; see
             `onecycle.metrics`.
         callbacks: for every fit; classes without arguments are made.
@@ -461,8 +465,10 @@ class Learner(Trainer):
 
         Model, optimizer, generators, loader and history are restored bit for bit, also after an
         error or Ctrl-C, and no file is written. Callbacks do not run, so batches must fit the model
-        as they come. A notebook shows the picture, a terminal or a log a line with the answer, but
-        not within `no_logging()`; `learn.recorder.plot()` draws the picture again.
+        as they come. An optimizer that sets the scale of its steps, as Prodigy does, is not swept:
+        the answer is 1.0, its natural factor, with that reason. A notebook shows the picture, a
+        terminal or a log a line with the answer, but not within `no_logging()`;
+        `learn.recorder.plot()` draws the picture again.
 
         Args:
             start_lr: the first learning rate.

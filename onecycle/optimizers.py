@@ -9,7 +9,8 @@ own. Each becomes up to two groups of the torch optimizer, one with weight decay
 import functools
 import inspect
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from textwrap import shorten
 from typing import Any, TypeVar
@@ -18,12 +19,17 @@ import torch
 from torch import Tensor, nn
 
 from onecycle import checks
+from onecycle.parts import Group, Splitter, layer_groups, torch_groups
+from onecycle.together import Together, members
 
 T = TypeVar("T")
-Group = dict[str, Any]
 OptFunc = Callable[..., torch.optim.Optimizer]
-Part = nn.Module | Iterable[nn.Parameter]
-Splitter = Callable[[nn.Module], Iterable[Part]] | Sequence[Part]
+Opt = (
+    OptFunc
+    | torch.optim.Optimizer
+    | Sequence[OptFunc | torch.optim.Optimizer]
+    | Callable[[nn.Module], Sequence[torch.optim.Optimizer]]
+)
 LR = float | slice | Sequence[float]
 FUSED = (torch.optim.Adam, torch.optim.AdamW, torch.optim.SGD)
 FUSED_ON = ("cpu", "cuda", "mps", "xpu")
@@ -33,7 +39,7 @@ EXCLUDES_FUSED = {"fused", "foreach", "capturable", "differentiable"}
 
 def build(
     model: nn.Module,
-    opt_func: OptFunc | torch.optim.Optimizer,
+    opt_func: Opt,
     wd: float | None = 0.01,
     splitter: Splitter | None = None,
 ) -> torch.optim.Optimizer:
@@ -41,48 +47,137 @@ def build(
 
     Args:
         model: its parameters are trained.
-        opt_func: a torch optimizer class, a factory that takes parameter groups, or a finished
-            optimizer, which is used as it is.
+        opt_func: a torch optimizer class; a factory that takes parameter groups; a finished
+            optimizer, or several as a list, used as they are; a list of factories, one for each
+            layer group of `splitter`; or a function whose first argument is called `model`, which
+            returns an optimizer or a list of them and gets `wd` where it takes that.
         wd: weight decay of everything but biases and norm layers, which have none. A
             `weight_decay` set by the factory wins, unless a function sets the very default of the
             class, which cannot be told apart; None takes the optimizer's default.
         splitter: the layer groups, first to last: a list of modules, or a function model -> modules
             or lists of parameters; None makes one group.
 
+    Several optimizers are one `Together`, each with a layer group or more of its own: a number as
+    learning rate is for the last of them, and the others keep their ratios to it.
+
     Raises:
         TypeError: `opt_func` makes no optimizer, or one that needs a closure.
         ValueError: `splitter` does not cover each trainable parameter once, or the optimizer holds
-            none of them.
+            none of them; a parameter is in none of several optimizers, or in two.
 
     >>> opt = build(nn.Linear(2, 1), torch.optim.SGD, wd=0.1)
     >>> [(group["weight_decay"], len(group["params"])) for group in opt.param_groups]
     [(0.1, 1), (0.0, 1)]
+    >>> parts = nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 1))
+    >>> build(parts, [torch.optim.SGD, torch.optim.AdamW], splitter=list).members[1].defaults["lr"]
+    0.001
     """
-    if isinstance(opt_func, torch.optim.Optimizer):
+    given: Any = _of_model(opt_func, model, wd) if _takes_model(opt_func) else opt_func
+    several = isinstance(given, (list, tuple))
+    if several and not given:
+        raise ValueError("opt_func must hold at least one optimizer, got an empty list")
+    if _finished(given):
         if splitter is not None:
             raise ValueError("splitter cannot regroup a finished optimizer: pass its class instead")
-        opt = opt_func
+        opt: torch.optim.Optimizer = _together(given) if several else given
         lay_out(opt)
-    elif callable(opt_func):
-        groups = _torch_groups(layer_groups(model, splitter))
-        try:
-            opt = _made(opt_func, groups, model)
-        except (TypeError, ValueError) as error:
-            raise ValueError(f"opt_func refuses the parameter groups of model: {error}") from error
+    elif several:
+        opt = _by_parts(list(given), model, wd, splitter)
     else:
+        return _one(given, torch_groups(layer_groups(model, splitter)), model, wd)
+    for member in members(opt):
+        _check(member, model)
+    if opt is not opt_func:
+        _check_whole(opt, model)
+    return opt
+
+
+def _finished(given: Any) -> bool:
+    """Tell whether it is an optimizer, or nothing but optimizers."""
+    several = given if isinstance(given, (list, tuple)) else [given]
+    return all(isinstance(one, torch.optim.Optimizer) for one in several)
+
+
+def _takes_model(opt_func: Any) -> bool:
+    """Tell whether it is a function of the model, and none of parameter groups."""
+    if not callable(opt_func):
+        return False
+    first = next(iter(_arguments(opt_func).values()), None)
+    return first is not None and first.name == "model" and first.kind is not first.KEYWORD_ONLY
+
+
+def _of_model(opt_func: Any, model: nn.Module, wd: float | None) -> Any:
+    """Return what a function of the model makes, one optimizer or a list of them."""
+    fixed = opt_func.keywords if isinstance(opt_func, functools.partial) else {}
+    wanted = "wd" in _arguments(opt_func) and "wd" not in fixed
+    made = opt_func(model, wd=wd) if wanted else opt_func(model)
+    if not _finished(made):
+        raise TypeError(
+            "opt_func must return a torch optimizer or a list of them, "
+            f"got {shorten(repr(made), 99)}"
+        )
+    return made
+
+
+def _arguments(function: Any) -> Mapping[str, inspect.Parameter]:
+    try:
+        return inspect.signature(function).parameters
+    except (TypeError, ValueError):  # of a builtin nothing is known
+        return {}
+
+
+def _together(opts: Sequence[torch.optim.Optimizer]) -> Together:
+    """Return finished optimizers as one, with the layer groups of each after those before it."""
+    first = 0
+    for opt in opts:
+        own = [_layer_group(i, group) for i, group in enumerate(opt.param_groups)]
+        order = sorted(set(own))
+        for number, group in zip(own, opt.param_groups, strict=True):
+            group["layer_group"] = first + order.index(number)
+        first += len(order)
+    return Together(opts)
+
+
+def _by_parts(
+    opt_funcs: list[Any], model: nn.Module, wd: float | None, splitter: Splitter | None
+) -> Together:
+    """Return one optimizer for each layer group, as one."""
+    if any(isinstance(one, torch.optim.Optimizer) for one in opt_funcs):
+        raise TypeError("opt_func must hold optimizers or factories, and not some of each")
+    parts = layer_groups(model, splitter)
+    if len(parts) != len(opt_funcs):
+        raise ValueError(
+            f"opt_func holds {len(opt_funcs)} factories for {len(parts)} layer groups: splitter "
+            "must give a part of the model for each, such as [model.body, model.head]"
+        )
+    groups = torch_groups(parts)
+    own = [[group for group in groups if group["layer_group"] == i] for i in range(len(parts))]
+    pairs = zip(opt_funcs, own, strict=True)
+    return Together([_one(one, part, model, wd) for one, part in pairs], by_parts=True)
+
+
+def _one(
+    opt_func: Any, groups: list[Group], model: nn.Module, wd: float | None
+) -> torch.optim.Optimizer:
+    """Return the optimizer that a class or factory makes of these groups."""
+    if not callable(opt_func):
         raise TypeError(f"opt_func must be a torch optimizer class or factory, got {opt_func!r}")
+    try:
+        opt = made(opt_func, groups, model)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"opt_func refuses the parameter groups of model: {error}") from error
     _check(opt, model)
-    if opt is not opt_func and has(opt, "wd"):
+    if has(opt, "wd"):
         chosen = _chosen_decay(opt, opt_func)
         default = opt.defaults["weight_decay"] if wd is None else checks.real("wd", wd, low=0.0)
         write(opt, "wd", [default if chosen is None else chosen])
-    for group in opt.param_groups if opt is not opt_func else ():
+    for group in opt.param_groups:
         # Groups that share one tensor could not have rates of their own.
         group["lr"] = _copy(group["lr"])
     return opt
 
 
-def _made(opt_func: OptFunc, groups: list[Group], model: nn.Module) -> torch.optim.Optimizer:
+def made(opt_func: OptFunc, groups: list[Group], model: nn.Module) -> torch.optim.Optimizer:
     """Return the optimizer, of torch's fused kind where there is one for these parameters."""
     options = set(opt_func.keywords) if isinstance(opt_func, functools.partial) else set()
     kind = opt_func.func if isinstance(opt_func, functools.partial) else opt_func
@@ -105,53 +200,6 @@ def missing(opt: torch.optim.Optimizer, model: nn.Module) -> list[str]:
     """Return the names of trainable parameters that the optimizer does not hold."""
     held = {id(p) for group in opt.param_groups for p in group["params"]}
     return [n for n, p in model.named_parameters() if p.requires_grad and id(p) not in held]
-
-
-def layer_groups(model: nn.Module, splitter: Splitter | None) -> list[list[nn.Parameter]]:
-    """Return the parameters of each layer group; together they hold each trainable one once."""
-    if splitter is None:
-        return [list(model.parameters())]
-    parts: Any = splitter
-    if callable(splitter) and not isinstance(splitter, nn.Module):
-        parts = splitter(model)
-    if isinstance(parts, (nn.Module, str)) or not isinstance(parts, Iterable):
-        raise TypeError(f"splitter must give a list, a part for each layer group, got {parts!r}")
-    groups = [_parameters(part) for part in parts]
-    listed = [id(parameter) for group in groups for parameter in group]
-    missing = [n for n, p in model.named_parameters() if p.requires_grad and id(p) not in listed]
-    if missing:
-        raise ValueError(
-            f"splitter must return every trainable parameter, {missing[0]!r} is missing"
-        )
-    twice = [n for n, p in model.named_parameters() if listed.count(id(p)) > 1]
-    if twice:
-        raise ValueError(f"splitter must return each parameter once, {twice[0]!r} is in two places")
-    if not all(groups):
-        raise ValueError(
-            "splitter must return groups with parameters in them, one is empty: "
-            f"number {groups.index([])}"
-        )
-    if not set(listed) <= {id(parameter) for parameter in model.parameters()}:
-        raise ValueError("splitter must return parameters of model, one is of another")
-    return groups
-
-
-def _parameters(part: Any) -> list[nn.Parameter]:
-    """Return the parameters of a module, or a list of them or of modules, each once."""
-    if isinstance(part, nn.Module):
-        return list(part.parameters())
-    if not isinstance(part, Iterable) or isinstance(part, (str, torch.Tensor)):
-        kind = "one tensor" if isinstance(part, torch.Tensor) else repr(part)
-        raise TypeError(f"splitter must give modules or lists of parameters, got {kind}")
-    found: list[nn.Parameter] = []
-    for item in part:
-        if isinstance(item, nn.Module):
-            found += item.parameters()
-        elif isinstance(item, nn.Parameter):
-            found.append(item)
-        else:
-            raise TypeError(f"splitter must give modules or lists of parameters, got {item!r}")
-    return found
 
 
 def n_groups(opt: torch.optim.Optimizer) -> int:
@@ -285,7 +333,10 @@ def scalars(opt: torch.optim.Optimizer) -> list[str]:
     return short + [
         name
         for name, value in opt.param_groups[0].items()
-        if name not in own and isinstance(value, (float, int)) and not isinstance(value, bool)
+        if name not in own
+        and isinstance(value, (float, int))
+        and not isinstance(value, bool)
+        and has(opt, name)
     ]
 
 
@@ -296,6 +347,22 @@ def has_momentum(opt: torch.optim.Optimizer) -> bool:
     False
     """
     return all("betas" in group or group.get("momentum", 0) > 0 for group in opt.param_groups)
+
+
+def sets_scale(opt: torch.optim.Optimizer) -> bool:
+    """Tell whether an optimizer finds the scale of its steps, which the rate then only multiplies.
+
+    Those, as Prodigy and D-Adaptation, keep what they have found in their groups, under "d".
+
+    Source: Mishchenko and Defazio 2023 (arXiv 2306.06101); Defazio and Mishchenko 2023 (arXiv
+    2301.07733).
+
+    >>> sets_scale(build(nn.Linear(2, 1), torch.optim.AdamW))
+    False
+    """
+    given = any("d" in signature for signature in _signatures(opt))
+    found = (group.get("d") for group in opt.param_groups)
+    return not given and all(isinstance(d, (float, Tensor)) for d in found)
 
 
 def counters(opt: torch.optim.Optimizer) -> set[str]:
@@ -310,6 +377,8 @@ def counters(opt: torch.optim.Optimizer) -> set[str]:
     >>> counters(build(nn.Linear(2, 1), torch.optim.AdamW))
     set()
     """
+    if isinstance(opt, Together):
+        return {name for member in opt.members for name in counters(member)}
     given = [parameter for signature in _signatures(opt) for parameter in signature.values()]
     if any(parameter.kind is parameter.VAR_KEYWORD for parameter in given):
         return set()
@@ -319,13 +388,17 @@ def counters(opt: torch.optim.Optimizer) -> set[str]:
 
 def has_modes(opt: torch.optim.Optimizer) -> bool:
     """Tell whether an optimizer tells training from evaluation, as schedule-free ones do."""
-    return all(callable(getattr(opt, name, None)) for name in ("train", "eval"))
+    return any(map(_has_modes, members(opt)))
 
 
 def set_mode(opt: torch.optim.Optimizer, *, training: bool) -> None:
     """Put the weights where `opt` trains them, or where they are evaluated; most have one place."""
-    if has_modes(opt):
-        getattr(opt, "train" if training else "eval")()
+    for member in filter(_has_modes, members(opt)):
+        getattr(member, "train" if training else "eval")()
+
+
+def _has_modes(opt: torch.optim.Optimizer) -> bool:
+    return all(callable(getattr(opt, name, None)) for name in ("train", "eval"))
 
 
 @contextmanager
@@ -370,18 +443,6 @@ def _is_dense(value: Any) -> bool:
     return isinstance(value, Tensor) and value.layout is torch.strided
 
 
-def _torch_groups(groups: list[list[nn.Parameter]]) -> list[Group]:
-    """Return each layer group as a torch group with decay and one without, empty ones left out."""
-    torch_groups: list[Group] = []
-    for i, parameters in enumerate(groups):
-        # Scales and biases have one dimension; shrinking those only fights the normalisation.
-        for decay in (True, False):
-            chosen = [p for p in parameters if (p.ndim > 1) == decay]
-            if chosen:
-                torch_groups.append({"params": chosen, "layer_group": i, "decay": decay})
-    return torch_groups
-
-
 def _check(opt: Any, model: nn.Module) -> None:
     """Refuse what is no optimizer, needs a closure, or trains another model."""
     if not isinstance(opt, torch.optim.Optimizer):
@@ -393,6 +454,19 @@ def _check(opt: Any, model: nn.Module) -> None:
     own = {id(p) for p in model.parameters()}
     if not any(id(p) in own for group in opt.param_groups for p in group["params"]):
         raise ValueError("opt_func holds no parameter of model: build it from model.parameters()")
+
+
+def _check_whole(opt: torch.optim.Optimizer, model: nn.Module) -> None:
+    """Refuse an optimizer that leaves a trainable parameter of the model out, or has one twice."""
+    held = Counter(id(p) for group in opt.param_groups for p in group["params"])
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad and not held[id(parameter)]:
+            raise ValueError(
+                f"opt_func must have an optimizer for every trainable parameter, none has {name!r}:"
+                " give it to one, or freeze it by requires_grad_(False)"
+            )
+        if held[id(parameter)] > 1:
+            raise ValueError(f"opt_func must have each parameter once, {name!r} is in two places")
 
 
 def _chosen_decay(opt: torch.optim.Optimizer, opt_func: Any) -> float | None:

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from onecycle import generators
+from onecycle import generators, together
 from onecycle.generators import CONTAINERS
 
 Restore = Callable[[], None]
@@ -71,8 +71,10 @@ def training_preserved(
         with uninterrupted():
             stack.callback(_stateful(step))
             stack.callback(_attributes(step))
-            stack.callback(_optimizer(opt))
-            stack.callback(_tensors(_tensors_of(opt, ("state", "param_groups"))))
+            for member in together.members(opt):
+                stack.callback(_optimizer(member))
+                stack.callback(_tensors(_tensors_of(member, ("state", "param_groups"))))
+                stack.callback(_attributes(member))
             stack.callback(_attributes(opt))
             for model in modules:
                 stack.callback(_gradients(model))

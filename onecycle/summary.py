@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from onecycle import batch as batches
-from onecycle import optimizers
+from onecycle import optimizers, together
 from onecycle.evaluation import Evaluator
 from onecycle.losses import infer_loss
 from onecycle.tables import html_table
@@ -140,6 +140,10 @@ def optimizer_text(opt: torch.optim.Optimizer) -> str:
     >>> optimizer_text(optimizers.build(nn.Linear(2, 1), torch.optim.SGD, wd=0.1))
     'SGD(lr=0.001, momentum=0, dampening=0, weight_decay=0.1 or 0)'
     """
+    return " + ".join(map(_member_text, together.members(opt)))
+
+
+def _member_text(opt: torch.optim.Optimizer) -> str:
     values: dict[str, dict[str, None]] = {}
     for group in opt.param_groups:
         for name, value in group.items():

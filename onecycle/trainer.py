@@ -23,6 +23,7 @@ from onecycle import (
     optimizers,
     resuming,
     snapshot,
+    together,
 )
 from onecycle import batch as batches
 from onecycle import plan as plans
@@ -45,7 +46,8 @@ from onecycle.losses import activation, check_scalar, infer_loss
 from onecycle.metrics import Metric, Scores, named
 from onecycle.network import Compile, Network
 from onecycle.notes import note
-from onecycle.optimizers import LR, OptFunc, Splitter
+from onecycle.optimizers import LR, Opt
+from onecycle.parts import Splitter
 from onecycle.schedules import (
     Schedule,
     progress,
@@ -76,7 +78,7 @@ class Trainer:
         data: DataLoaders | tuple[Iterable[Any], Iterable[Any] | None],
         model: nn.Module,
         loss_func: Callable[[Any, Any], Tensor] | None = None,
-        opt_func: OptFunc | torch.optim.Optimizer = torch.optim.AdamW,
+        opt_func: Opt = torch.optim.AdamW,
         metrics: Metric | Sequence[Metric] | Mapping[str, Metric] = (),
         callbacks: Iterable[Callback | type[Callback]] = (),
         *,
@@ -306,7 +308,7 @@ class Trainer:
 
     def _decay(self, wd: float | None) -> float | None:
         if wd is not None and not optimizers.has(self.opt, "wd"):
-            raise ValueError(f"wd: {type(self.opt).__name__} has no weight decay, leave it out")
+            raise ValueError(f"wd: {together.name(self.opt)} has no weight decay, leave it out")
         return None if wd is None else checks.real("wd", wd, low=0.0)
 
     @contextmanager
@@ -457,7 +459,7 @@ class Trainer:
     def __repr__(self) -> str:
         """Return model, optimizer and what was trained."""
         size = sum(parameter.numel() for parameter in self.model.parameters())
-        model, opt = type(self.model).__name__, type(self.opt).__name__
+        model, opt = type(self.model).__name__, together.name(self.opt)
         epochs = len(self.recorder.history)
         return f"Learner({model} of {size:,} parameters, {opt}, {epochs} epochs trained)"
 

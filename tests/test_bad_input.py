@@ -276,7 +276,10 @@ LEARNER = {
     "opt_func": [
         None,
         "sgd",
-        [torch.optim.SGD],
+        [],
+        [torch.optim.SGD, torch.optim.SGD],
+        ["sgd"],
+        [torch.optim.LBFGS],
         partial(torch.optim.LBFGS, lr=1),
         sgd(nn.Linear(2, 2).parameters(), lr=0.1),
     ],

@@ -26,13 +26,14 @@ LAYERS = [
         "shortcuts",
         "picking",
         "recompute",
+        "parts",
     },
-    {"distributed", "launch"},
+    {"distributed", "launch", "together"},
     {"snapshot", "schedules", "optimizers", "metrics", "series", "suggest"}
     | {"models", "losses", "display", "plot_lr_find", "network", "recorded"}
     | {"budget", "plot_epoch_find"},
     {"checkpoint", "callback", "data", "freezing", "plot_activations", "found"}
-    | {"epochs_found", "monitor", "culprit"},
+    | {"epochs_found", "monitor", "culprit", "muon"},
     {"guard", "state", "preflight", "averaging", "readout", "evaluation"},
     {"step", "loop"},
     {"callbacks", "summary"},
@@ -122,6 +123,7 @@ def test_public_names():
         "metrics",
         "models",
         "mse",
+        "muon_split",
         "rmse",
         "schedules",
         "suggest",

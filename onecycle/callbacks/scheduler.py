@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from onecycle import optimizers, schedules
+from onecycle import optimizers, schedules, together
 from onecycle.callback import Callback
 from onecycle.optimizers import LR
 from onecycle.schedules import Schedule
@@ -71,7 +71,7 @@ class ParamScheduler(Callback):
             known = optimizers.scalars(opt)
             if name not in (*known, "momentum", "weight_decay") or not optimizers.has(opt, name):
                 raise ValueError(
-                    f"schedules[{name!r}]: {type(opt).__name__} has no such hyper-parameter, "
+                    f"schedules[{name!r}]: {together.name(opt)} has no such hyper-parameter, "
                     f"it has {', '.join(known)}"
                 )
             if len(functions) not in (1, n):
@@ -225,8 +225,8 @@ class OneCycleScheduler(Callback):
         plan = self.plan(learn.opt, None if learn.budget else learn.total_steps)
         if self.moms is not None and "mom" not in plan:
             warnings.warn(
-                f"{type(learn.opt).__name__} has no momentum in use, so 1cycle moves the learning "
-                "rate only; moms=None says that this is meant",
+                f"{_part(learn.opt)} has no momentum in use, so 1cycle moves the learning rate "
+                "only; moms=None says that this is meant",
                 stacklevel=2,
             )
         self._writer = ParamScheduler(plan)
@@ -234,3 +234,9 @@ class OneCycleScheduler(Callback):
     def on_batch_begin(self, learn: Learner) -> None:
         """Write learning rate and momentum of this step."""
         self._writer.on_batch_begin(learn)
+
+
+def _part(opt: torch.optim.Optimizer) -> str:
+    """Return the names of those optimizers without a momentum."""
+    without = [one for one in together.members(opt) if not optimizers.has_momentum(one)]
+    return " + ".join(map(together.name, without))

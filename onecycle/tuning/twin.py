@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import torch
 from torch import nn
 
+from onecycle import together
 from onecycle.metrics import MetricObject
 from onecycle.notes import noted
 from onecycle.trainer import Trainer
@@ -70,9 +71,10 @@ def twin(learn: T, data: DataLoaders | None = None) -> T:
 def _optimizer(opt: torch.optim.Optimizer, memo: dict[int, Any]) -> torch.optim.Optimizer:
     """Return a copy with the attributes that torch's own way of copying leaves out."""
     other = copy.deepcopy(opt, memo)
-    for name, value in vars(opt).items():
-        if name not in vars(other) and not callable(value):
-            setattr(other, name, copy.deepcopy(value, memo))
+    for mine, its in zip(together.members(opt), together.members(other), strict=True):
+        for name, value in vars(mine).items():
+            if name not in vars(its) and not callable(value):
+                setattr(its, name, copy.deepcopy(value, memo))
     return other
 
 
