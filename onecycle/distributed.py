@@ -29,6 +29,7 @@ T = TypeVar("T")
 VALUES = 4  # numbers that each process brings to a meeting
 FAILED = -1.0
 GRACE = 3.0  # seconds to wait for a sign of the others, once one is missing
+ASK = 0.5  # seconds between two looks whether another process misses one
 LAST = 5.0  # seconds to wait for the others when this process has failed
 MISSING = object()
 
@@ -176,7 +177,13 @@ class World:
         rows = torch.empty(self.size * len(row), dtype=torch.float64)
         try:
             work: Any = dist.all_gather_into_tensor(rows, mine, group=_group(), async_op=True)
-            work.wait() if timeout is None else work.wait(timedelta(seconds=timeout))
+            until = None if timeout is None else time.monotonic() + timeout
+            while not _arrived(work):
+                if until is not None and time.monotonic() > until:
+                    raise TimeoutError
+                # Not all are connected to one who is gone: who is tells the others.
+                if _store().check(["alarm"]):
+                    raise RuntimeError("alarm")
         except RuntimeError as error:
             if timeout is not None:
                 raise
@@ -192,6 +199,7 @@ class World:
         try:
             store = _store()
             store.set(f"alive/{self.rank}", "")
+            store.set("alarm", "")
             failed = [r for r in others if store.check([f"failed/{r}"])]
             # Of two it is the other one; of more, those that are left have missed it as well.
             until = time.monotonic() + (GRACE if self.size > 2 else 0.0)
@@ -205,7 +213,7 @@ class World:
             return self._said(failed)
         if silent:
             names = ", ".join(map(str, silent))
-            return f"rank {names} is gone: it was killed, or its machine is not there any more"
+            return f"rank {names} is gone: killed, or its machine is not there any more"
         return "the connection between the processes is broken"
 
 
@@ -301,6 +309,17 @@ def _text(key: str) -> str:
         return str(store.get(key).decode()) if store.check([key]) else "it did not say of what"
     except (RuntimeError, dist.DistError):
         return "it did not say of what"
+
+
+def _arrived(work: Any) -> bool:
+    """Wait for a while, and tell whether an exchange is done."""
+    try:
+        work.wait(timedelta(seconds=ASK))
+    except RuntimeError as error:
+        if "timed out" not in str(error).lower() or work.is_completed():
+            raise
+        return False
+    return True
 
 
 def _is_of_connection(error: BaseException) -> bool:
