@@ -73,7 +73,8 @@ def flat(table):
 
 def label(value):
     """The name of a function, or a value as text."""
-    return getattr(getattr(value, "func", value), "__name__", None) or str(value)
+    name = getattr(getattr(value, "func", value), "__name__", None) or str(value)
+    return re.sub(r" at 0x\w+", "", name)  # the same in every process
 
 
 # ---- what a learner does -------------------------------------------------------------------------
