@@ -15,8 +15,10 @@ from onecycle.callbacks.grad_norm import GradNorm
 from onecycle.callbacks.live_plot import LivePlot
 from onecycle.callbacks.lr_finder import LRFinder
 from onecycle.callbacks.mix import CutMix, MixUp
+from onecycle.callbacks.optuna_report import OptunaReport
 from onecycle.callbacks.plateau import ReduceLROnPlateau
 from onecycle.callbacks.progress import ProgressBar
+from onecycle.callbacks.ray_report import RayReport
 from onecycle.callbacks.recorder import Recorder
 from onecycle.callbacks.save_best import SaveBest
 from onecycle.callbacks.saving import Checkpoint
@@ -56,8 +58,10 @@ __all__ = [
     "LivePlot",
     "MixUp",
     "OneCycleScheduler",
+    "OptunaReport",
     "ParamScheduler",
     "ProgressBar",
+    "RayReport",
     "Recorder",
     "ReduceLROnPlateau",
     "SaveBest",

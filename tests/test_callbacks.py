@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from helpers import Halt, everything, mlp, same, weights
+from optuna.trial import FixedTrial
 from schedulefree import AdamWScheduleFree
 from torch.optim.lr_scheduler import StepLR
 
@@ -27,6 +28,13 @@ from onecycle import (
 from onecycle.callback import EVENTS
 from onecycle.schedules import linear
 
+
+def ray_report():
+    """One that nobody listens to."""
+    pytest.importorskip("ray.train")
+    return onecycle.RayReport(checkpoint=True)
+
+
 MAKE = {
     "ActivationStats": onecycle.ActivationStats,
     "BnFreeze": lambda: onecycle.BnFreeze("all"),
@@ -40,8 +48,10 @@ MAKE = {
     "LivePlot": onecycle.LivePlot,
     "MixUp": onecycle.MixUp,
     "OneCycleScheduler": lambda: OneCycleScheduler(0.1),
+    "OptunaReport": lambda: onecycle.OptunaReport(FixedTrial({})),
     "ParamScheduler": lambda: ParamScheduler({"lr": linear(0.1, 0.01)}),
     "ProgressBar": onecycle.ProgressBar,
+    "RayReport": ray_report,
     "Recorder": onecycle.Recorder,
     "ReduceLROnPlateau": lambda: onecycle.ReduceLROnPlateau(patience=1, min_delta=1e9),
     "SaveBest": lambda: onecycle.SaveBest(Path(tempfile.mkdtemp()) / "best.pt"),

@@ -27,13 +27,14 @@ LAYERS = [
         "picking",
         "recompute",
         "parts",
+        "extras",
     },
     {"distributed", "launch", "together"},
     {"snapshot", "schedules", "optimizers", "metrics", "series", "suggest"}
     | {"models", "losses", "display", "plot_lr_find", "network", "recorded"}
     | {"budget", "plot_epoch_find"},
     {"checkpoint", "callback", "data", "freezing", "plot_activations", "found"}
-    | {"epochs_found", "monitor", "culprit", "muon"},
+    | {"epochs_found", "monitor", "culprit", "muon", "rungs"},
     {"guard", "state", "preflight", "averaging", "readout", "evaluation"},
     {"step", "loop"},
     {"callbacks", "summary"},
@@ -106,8 +107,10 @@ def test_public_names():
         "LivePlot",
         "MixUp",
         "OneCycleScheduler",
+        "OptunaReport",
         "ParamScheduler",
         "ProgressBar",
+        "RayReport",
         "Recorder",
         "ReduceLROnPlateau",
         "SWA",

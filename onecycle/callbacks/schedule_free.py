@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from onecycle import checks, optimizers
 from onecycle.averaging import BUFFERS, estimate_norms
 from onecycle.callback import Callback
-from onecycle.schedules.shapes import ends_low
+from onecycle.rungs import anneals
 
 if TYPE_CHECKING:
     from onecycle.learner import Learner
@@ -58,7 +58,7 @@ class ScheduleFree(Callback):
                 f"opt_func: ScheduleFree is for optimizers with train() and eval(), such as "
                 f"schedulefree.AdamWScheduleFree, got {type(learn.opt).__name__}"
             )
-        if _anneals(learn.scheduler):
+        if anneals(learn.scheduler):
             warnings.warn(
                 f"{type(learn.opt).__name__} averages instead of annealing and is meant for a flat "
                 "rate, fit(epochs, lr) with its own warm-up, but this schedule anneals",
@@ -98,9 +98,3 @@ class ScheduleFree(Callback):
         if self.buffers == "recompute":
             estimate_norms(learn)
             self._estimated = learn.step
-
-
-def _anneals(scheduler: Any) -> bool:
-    """Tell whether the rate ends well below its highest; of torch's schedulers nothing is known."""
-    known = hasattr(scheduler, "values_at")
-    return known and ends_low(lambda p: scheduler.values_at(p)["lr"][-1])

@@ -11,7 +11,7 @@ import torch
 from onecycle import checks, optimizers, state
 from onecycle.callback import Callback
 from onecycle.monitor import Monitor
-from onecycle.schedules.shapes import ends_low
+from onecycle.rungs import anneals
 from onecycle.signals import CancelTrain
 
 if TYPE_CHECKING:
@@ -236,18 +236,6 @@ class Ramp:
             pairs = zip(self.start[name], ends, strict=True)
             values = [(1.0 - share) * start + share * end for start, end in pairs]
             optimizers.write_each(opt, name, values)
-
-
-def anneals(scheduler: Any) -> bool:
-    """Tell whether the rate of a scheduler ends below half of its highest, as far as that is known.
-
-    >>> from onecycle.callbacks import scheduler
-    >>> anneals(scheduler.ParamScheduler({"lr": lambda p: 1.0 - p}))
-    True
-    """
-    if not hasattr(scheduler, "values_at"):  # none, or one of torch
-        return False
-    return ends_low(lambda p: scheduler.values_at(p)["lr"][-1])
 
 
 def ends(learn: Trainer) -> Values:

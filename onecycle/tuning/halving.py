@@ -199,5 +199,5 @@ def chosen(backend: str | None, study: Any = None) -> str:
     if study is not None and backend == "own":
         raise ValueError('study is for Optuna, leave it out with backend="own"')
     if backend == "optuna" and not installed:
-        raise ImportError('backend="optuna" needs Optuna: pip install optuna')
+        raise ImportError('backend="optuna" needs Optuna: pip install "onecycle[tune]"')
     return backend or ("optuna" if installed else "own")
