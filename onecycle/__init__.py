@@ -10,13 +10,17 @@ from onecycle import data, metrics, models, schedules, suggest
 from onecycle.callback import Callback
 from onecycle.callbacks.activation_stats import ActivationStats
 from onecycle.callbacks.bn_freeze import BnFreeze
+from onecycle.callbacks.csv_logger import CSVLogger
 from onecycle.callbacks.ema import EMA
 from onecycle.callbacks.grad_norm import GradNorm
+from onecycle.callbacks.jsonl_logger import JSONLLogger
 from onecycle.callbacks.live_plot import LivePlot
 from onecycle.callbacks.lr_finder import LRFinder
 from onecycle.callbacks.mix import CutMix, MixUp
+from onecycle.callbacks.mlflow_logger import MLflowLogger
 from onecycle.callbacks.optuna_report import OptunaReport
 from onecycle.callbacks.plateau import ReduceLROnPlateau
+from onecycle.callbacks.profiler import Profiler
 from onecycle.callbacks.progress import ProgressBar
 from onecycle.callbacks.ray_report import RayReport
 from onecycle.callbacks.recorder import Recorder
@@ -26,7 +30,9 @@ from onecycle.callbacks.schedule_free import ScheduleFree
 from onecycle.callbacks.scheduler import OneCycleScheduler, ParamScheduler
 from onecycle.callbacks.stopping import EarlyStopping
 from onecycle.callbacks.swa import SWA
+from onecycle.callbacks.tensorboard_logger import TensorBoardLogger
 from onecycle.callbacks.torch_scheduler import TorchScheduler
+from onecycle.callbacks.wandb_logger import WandbLogger
 from onecycle.data.loaders import DataLoaders
 from onecycle.epochs_found import EpochFind
 from onecycle.found import LRFind
@@ -42,6 +48,7 @@ __all__ = [
     "SWA",
     "ActivationStats",
     "BnFreeze",
+    "CSVLogger",
     "Callback",
     "CancelBatch",
     "CancelEpoch",
@@ -52,14 +59,17 @@ __all__ = [
     "EarlyStopping",
     "EpochFind",
     "GradNorm",
+    "JSONLLogger",
     "LRFind",
     "LRFinder",
     "Learner",
     "LivePlot",
+    "MLflowLogger",
     "MixUp",
     "OneCycleScheduler",
     "OptunaReport",
     "ParamScheduler",
+    "Profiler",
     "ProgressBar",
     "RayReport",
     "Recorder",
@@ -67,7 +77,9 @@ __all__ = [
     "SaveBest",
     "ScheduleFree",
     "Search",
+    "TensorBoardLogger",
     "TorchScheduler",
+    "WandbLogger",
     "accuracy",
     "data",
     "error_rate",

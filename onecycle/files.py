@@ -29,6 +29,21 @@ def as_path(path: Any, name: str = "path") -> Path:
     return file
 
 
+def as_folder(folder: Any, name: str = "folder") -> Path:
+    """Return `folder`, an argument called `name`, as a Path; nothing is made.
+
+    Raises:
+        TypeError: it is no name.
+        NotADirectoryError: there is a file of that name.
+    """
+    if not isinstance(folder, (str, os.PathLike)) or not os.fspath(folder):
+        raise TypeError(f"{name} must be the name of a folder, got {folder!r}")
+    found = Path(folder).expanduser()
+    if found.exists() and not found.is_dir():
+        raise NotADirectoryError(f"{name}: {str(found)!r} is a file, give the name of a folder")
+    return found
+
+
 def write(path: PathLike, fill: Callable[[BinaryIO], object], keep: int = 1) -> Path:
     """Have `fill` write the bytes of `path`, and return the path; a missing folder is made.
 

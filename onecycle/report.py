@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import platform
 import re
 import warnings
 from collections.abc import Callable, Iterator
 from html import escape
-from importlib import metadata
 from io import StringIO
 from itertools import pairwise
 from pathlib import Path
@@ -15,12 +13,12 @@ from string import Template
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 
 from onecycle import files
 from onecycle.display import cell, head
 from onecycle.summary import count_text, counts, name_of, optimizer_text
 from onecycle.tables import html_table
+from onecycle.tracking import versions
 
 if TYPE_CHECKING:
     from onecycle.callbacks.recorder import Recorder
@@ -135,7 +133,7 @@ def write(learn: Learner, path: files.PathLike) -> Path:
         settings=html_table(_settings(learn).items()),
         model=escape(model),
         modules=escape(repr(learn.model)),
-        versions=html_table(_versions().items()),
+        versions=html_table(versions().items()),
     )
     return files.write_text(path, page)
 
@@ -269,23 +267,6 @@ def _loss(learn: Learner) -> str:
         return name_of(learn.loss_func)
     inferred = learn._inferred  # noqa: SLF001 - nobody else has a use for it
     return "inferred from the target" if inferred is None else f"{name_of(inferred)} (inferred)"
-
-
-def _versions() -> dict[str, str]:
-    return {
-        "onecycle": _version("onecycle"),
-        "torch": torch.__version__,
-        "numpy": np.__version__,
-        "Python": platform.python_version(),
-        "platform": f"{platform.system()} {platform.machine()}",
-    }
-
-
-def _version(package: str) -> str:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return "not installed"
 
 
 def _many(n: int, one: str, more: str = "") -> str:

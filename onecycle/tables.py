@@ -1,5 +1,6 @@
-"""Tables for a page, and for pandas."""
+"""Tables for a page, for pandas and for JSON."""
 
+import math
 from collections.abc import Iterable, Sequence
 from html import escape
 from typing import Any
@@ -44,3 +45,18 @@ def data_frame(table: Any) -> Any:
     except ImportError:
         raise ImportError("to_pandas needs pandas: pip install pandas") from None
     return pd.DataFrame(table)
+
+
+def finite(value: Any) -> Any:
+    """Return `value` as plain numbers, with None for every one that JSON cannot hold.
+
+    >>> finite({"loss": math.nan, "moms": (0.95, 0.85)})
+    {'loss': None, 'moms': [0.95, 0.85]}
+    """
+    if isinstance(value, dict):
+        return {str(key): finite(item) for key, item in value.items()}
+    if hasattr(value, "tolist"):
+        return finite(value.tolist())
+    if isinstance(value, (list, tuple)):
+        return [finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

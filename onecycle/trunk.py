@@ -17,6 +17,7 @@ from onecycle.callbacks.recorder import Recorder
 from onecycle.callbacks.save_best import SaveBest
 from onecycle.callbacks.stopping import EarlyStopping
 from onecycle.data.reading import positioned_by
+from onecycle.tracking import Tracker
 
 if TYPE_CHECKING:
     from onecycle.trainer import Trainer
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 LIMIT = 1 << 30  # bytes of a trunk that is kept in memory
 GRID = 1000  # points of a schedule that are looked at for its anneal
 ROUNDING = 1e-9
-JUDGES = (Recorder, EarlyStopping, SaveBest)
+JUDGES = (Recorder, Tracker, EarlyStopping, SaveBest)
 State = dict[str, Any]
 Values = dict[str, list[float]]
 

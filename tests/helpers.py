@@ -2,7 +2,10 @@
 
 import copy
 import random
-from functools import partial
+import shutil
+import tempfile
+from functools import cache, partial
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -228,3 +231,26 @@ def trained(digit_tensors):
     learn = Learner(DataLoaders.from_tensors(x, y, valid=(x[:300], y[:300])), model)
     learn.fit_one_cycle(20, 5e-3)
     return learn
+
+
+@cache
+def _mlflow_store():
+    """A store without runs: to make one takes seconds."""
+    import mlflow
+
+    folder = Path(tempfile.mkdtemp())
+    mlflow.set_tracking_uri(f"sqlite:///{folder}/mlflow.db")
+    mlflow.search_experiments()
+    return folder / "mlflow.db"
+
+
+def mlflow_in(folder):
+    """Have MLflow write to a store in `folder`."""
+    import mlflow
+
+    if not (folder / "mlflow.db").exists():
+        shutil.copy(_mlflow_store(), folder)
+    mlflow.set_tracking_uri(f"sqlite:///{folder}/mlflow.db")
+    if mlflow.get_experiment_by_name("digits") is None:
+        mlflow.create_experiment("digits", (folder / "artifacts").as_uri())
+    mlflow.set_experiment("digits")

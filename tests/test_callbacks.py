@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import Halt, everything, mlp, same, weights
+from helpers import Halt, everything, mlflow_in, mlp, same, weights
 from optuna.trial import FixedTrial
 from schedulefree import AdamWScheduleFree
 from torch.optim.lr_scheduler import StepLR
@@ -38,6 +38,7 @@ def ray_report():
 MAKE = {
     "ActivationStats": onecycle.ActivationStats,
     "BnFreeze": lambda: onecycle.BnFreeze("all"),
+    "CSVLogger": lambda: onecycle.CSVLogger(Path(tempfile.mkdtemp())),
     "Callback": Callback,
     "Checkpoint": lambda: onecycle.Checkpoint(Path(tempfile.mkdtemp()) / "run.pt"),
     "CutMix": onecycle.CutMix,
@@ -47,9 +48,12 @@ MAKE = {
     "LRFinder": LRFinder,
     "LivePlot": onecycle.LivePlot,
     "MixUp": onecycle.MixUp,
+    "JSONLLogger": lambda: onecycle.JSONLLogger(Path(tempfile.mkdtemp()) / "log.jsonl"),
+    "MLflowLogger": onecycle.MLflowLogger,
     "OneCycleScheduler": lambda: OneCycleScheduler(0.1),
     "OptunaReport": lambda: onecycle.OptunaReport(FixedTrial({})),
     "ParamScheduler": lambda: ParamScheduler({"lr": linear(0.1, 0.01)}),
+    "Profiler": lambda: onecycle.Profiler(Path(tempfile.mkdtemp()) / "trace.json", 2, 3),
     "ProgressBar": onecycle.ProgressBar,
     "RayReport": ray_report,
     "Recorder": onecycle.Recorder,
@@ -57,7 +61,9 @@ MAKE = {
     "SaveBest": lambda: onecycle.SaveBest(Path(tempfile.mkdtemp()) / "best.pt"),
     "SWA": lambda: onecycle.SWA(0.5, at_end=True),
     "ScheduleFree": onecycle.ScheduleFree,
+    "TensorBoardLogger": lambda: onecycle.TensorBoardLogger(Path(tempfile.mkdtemp())),
     "TorchScheduler": lambda: onecycle.TorchScheduler(partial(StepLR, step_size=4)),
+    "WandbLogger": lambda: onecycle.WandbLogger(mode="offline"),
 }
 OPTIMIZERS = {"ScheduleFree": AdamWScheduleFree}
 
@@ -67,9 +73,23 @@ def test_every_exported_callback_is_in_the_contract():
     assert {c.__name__ for c in classes} == set(MAKE)
 
 
-@pytest.fixture(params=MAKE)
-def callback(request):
-    return MAKE[request.param]()
+def _param(name):
+    """Mark what needs an extra; their packages warn of their own parts."""
+    extra = getattr(getattr(onecycle, name), "extra", None)
+    warns = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+    return pytest.param(name, marks=[pytest.mark.extra, warns] if extra else [])
+
+
+@pytest.fixture(params=map(_param, MAKE))
+def callback(request, monkeypatch, tmp_path):
+    made = MAKE[request.param]()
+    if getattr(made, "extra", None):
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setenv("WANDB_SILENT", "true")
+        pytest.importorskip(made.extra)
+        if made.extra == "mlflow":
+            mlflow_in(tmp_path)
+    return made
 
 
 @pytest.fixture

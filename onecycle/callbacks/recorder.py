@@ -23,7 +23,7 @@ from onecycle.files import PathLike
 from onecycle.metrics import RESERVED
 from onecycle.series import Series
 from onecycle.smoothing import Array, centred_mean
-from onecycle.tables import data_frame
+from onecycle.tables import data_frame, finite
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -137,6 +137,16 @@ class Recorder(Callback):
         places = dict(self._marks)
         return [places[steps] for steps, _ in self.fits if places.get(steps, 0.0) > 0.0]
 
+    @property
+    def ends(self) -> list[int]:
+        """How many steps were recorded by the end of each epoch that has a row.
+
+        >>> Recorder().ends
+        []
+        """
+        steps = {place: n for n, place in self._marks}
+        return [steps[place] for place in self._places]
+
     def columns(self) -> dict[str, list[Any]]:
         """Return the history by column; a row that lacks a value has nan there.
 
@@ -169,7 +179,7 @@ class Recorder(Callback):
         The keys are those of `state_dict`: "history" a list of rows, "losses" and the like a number
         for every step. What is not finite is null, as JSON has no nan.
         """
-        return files.write_text(path, json.dumps(_finite(self.state_dict()), indent=1) + "\n")
+        return files.write_text(path, json.dumps(finite(self.state_dict()), indent=1) + "\n")
 
     def on_train_begin(self, learn: Learner) -> None:
         """Mark where this fit begins."""
@@ -440,14 +450,3 @@ def _floats(values: Any) -> list[float]:
 def _reach(steps: int) -> int:
     """Return the steps on either side that are averaged in a fit of so many."""
     return min(max(3, steps // SMOOTH), steps // 4)
-
-
-def _finite(value: Any) -> Any:
-    """Return `value` as plain numbers, with None for every one that JSON cannot hold."""
-    if isinstance(value, dict):
-        return {str(key): _finite(item) for key, item in value.items()}
-    if hasattr(value, "tolist"):
-        return _finite(value.tolist())
-    if isinstance(value, (list, tuple)):
-        return [_finite(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
