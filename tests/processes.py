@@ -3,13 +3,15 @@
 import multiprocessing
 import os
 import pickle
+import tempfile
 import time
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 import torch._dynamo  # the first optimizer would, in each process anew
-from torch.distributed import TCPStore
+from torch import distributed
 
 
 @dataclass
@@ -24,12 +26,13 @@ class End:
 
 
 def run(fn, nproc, *args, timeout=60.0):
-    """Run `fn(rank, *args)` in `nproc` forked processes as torchrun does; return their ends."""
-    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    """Run `fn(rank, *args)` in `nproc` forked processes, joined by a file; return their ends."""
+    # A server here would have threads, which a fork may catch in the middle of something.
+    path = Path(tempfile.mkdtemp()) / "store"
     context = multiprocessing.get_context("fork")
     pipes = [context.Pipe(duplex=False) for _ in range(nproc)]
     processes = [
-        context.Process(target=_child, args=(pipe[1], fn, rank, nproc, store.port, args))
+        context.Process(target=_child, args=(pipe[1], fn, rank, nproc, path, args))
         for rank, pipe in enumerate(pipes)
     ]
     began = time.monotonic()
@@ -57,15 +60,11 @@ def run(fn, nproc, *args, timeout=60.0):
     return ends
 
 
-def _child(pipe, fn, rank, nproc, port, args):
+def _child(pipe, fn, rank, nproc, path, args):
     torch.set_num_threads(1)
-    os.environ.update(
-        RANK=str(rank),
-        LOCAL_RANK=str(rank),
-        WORLD_SIZE=str(nproc),
-        MASTER_ADDR="127.0.0.1",
-        MASTER_PORT=str(port),
-        TORCHELASTIC_USE_AGENT_STORE="True",
+    os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(nproc))
+    distributed.init_process_group(
+        "gloo", store=distributed.FileStore(str(path), nproc), rank=rank, world_size=nproc
     )
     began = time.monotonic()
     value = error = None
