@@ -35,7 +35,9 @@ from onecycle.callbacks.torch_scheduler import TorchScheduler
 from onecycle.callbacks.wandb_logger import WandbLogger
 from onecycle.data.loaders import DataLoaders
 from onecycle.epochs_found import EpochFind
+from onecycle.exporting import load_model
 from onecycle.found import LRFind
+from onecycle.interpretation import Interpretation
 from onecycle.launch import launch
 from onecycle.learner import Learner
 from onecycle.metrics import accuracy, error_rate, mae, mse, rmse, top_k_accuracy
@@ -59,6 +61,7 @@ __all__ = [
     "EarlyStopping",
     "EpochFind",
     "GradNorm",
+    "Interpretation",
     "JSONLLogger",
     "LRFind",
     "LRFinder",
@@ -84,6 +87,7 @@ __all__ = [
     "data",
     "error_rate",
     "launch",
+    "load_model",
     "mae",
     "metrics",
     "models",

@@ -62,13 +62,16 @@ def as_tensor(value: Any, name: str = "tensors") -> Tensor:
 def to_device(batch: Any, device: torch.device) -> Any:
     """Return `batch` with every tensor, array and object that has a `to` on `device`.
 
-    Tensors are moved without waiting. What cannot be moved stays as it is.
+    Tensors are moved to a GPU without waiting. What cannot be moved stays as it is.
 
     >>> to_device({"x": torch.ones(2), "ids": ["a", "b"]}, torch.device("cpu"))
     {'x': tensor([1., 1.]), 'ids': ['a', 'b']}
     """
     if isinstance(batch, Tensor):
-        return batch if batch.device == device else batch.to(device, non_blocking=True)
+        if batch.device == device:
+            return batch
+        # Who reads a copy on the CPU would not wait for it.
+        return batch.to(device, non_blocking=device.type != "cpu")
     if type(batch) in (tuple, list):  # of all kinds by far the most frequent
         moved = [
             value if type(value) is Tensor and value.device == device else to_device(value, device)

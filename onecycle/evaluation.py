@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
+from copy import deepcopy
 from typing import Any
 
 import torch
@@ -17,6 +18,8 @@ from onecycle.network import Network
 from onecycle.notes import batches_of
 
 Take = Callable[[Any, Any, Any], None]
+Run = Callable[[Any], Any]
+CPU = torch.device("cpu")
 
 
 class Evaluator:
@@ -35,19 +38,22 @@ class Evaluator:
         self.model = network.model
         self.device = network.device
 
-    def __call__(self, loader: Iterable[Any], take: Take, *, aside: bool = False) -> None:
+    def __call__(
+        self, loader: Iterable[Any], take: Take, *, aside: bool = False, run: Run | None = None
+    ) -> None:
         """Call take(batch, target, pred) for every batch of `loader`.
 
         `aside` also leaves buffers, attributes and a loader's running workers as they are, which
-        the validation of a fit does not need.
+        the validation of a fit does not need; `run` is called with the inputs instead of the model.
         """
+        run = run or self.network
         kept = self.kept(loader) if aside else snapshot.rng_preserved(loader)
         with kept, self.network.running(), snapshot.evaluating(self.model), torch.no_grad():
             for k, batch in enumerate(batches_of(loader, "validation")):
                 moved = batches.to_device(batch, self.device)
                 inputs, target = batches.split(moved)
                 with self.network.autocast():
-                    pred = self.network(inputs)
+                    pred = run(inputs)
                 if not fills_in(loader, k):
                     take(moved, target, pred)
 
@@ -56,24 +62,62 @@ class Evaluator:
         return snapshot.looked_at(self.modules, loader)
 
     def collect(
-        self, loader: Iterable[Any], activation: Callable[[Tensor], Tensor] | None
-    ) -> tuple[Any, Any]:
-        """Return all predictions and all targets, or None where there are none, on the CPU."""
+        self,
+        loader: Iterable[Any],
+        activation: Callable[[Tensor], Tensor] | None,
+        *,
+        run: Run | None = None,
+        each: Callable[[Any, Any, int], Tensor] | None = None,
+        seen: Callable[[Any, Tensor], None] | None = None,
+    ) -> tuple[Any, Any, Tensor]:
+        """Return all predictions, targets (None where there are none) and losses, on the CPU.
+
+        Args:
+            loader: batches.
+            activation: of the model's output.
+            run: as in a call.
+            each: (pred, target, n) -> the losses (n,) of a batch; without it there are none.
+            seen: is called with the inputs of each batch, and its losses.
+        """
         preds: list[Any] = []
         targets: list[Any] = []
+        losses: list[Tensor] = []
+        inputs: list[Any] = []  # of all processes, where there are several
+        given: list[Any] = []
+        forward = run or self.network
 
-        def take(_: Any, target: Any, pred: Any) -> None:
+        def noting(inputs: Any) -> Any:
+            # Copied before the model is run, which may write into them.
+            given[:] = [deepcopy(batches.to_device(inputs, CPU))]
+            return forward(inputs)
+
+        def take(batch: Any, target: Any, pred: Any) -> None:
             preds.append(finished(pred, activation))
             targets.append(finished(target, None))
+            losses.append(torch.empty(0))
+            if each is not None:
+                batches.require_target(batch, target)
+                n = batches.samples(*batches.split(batch))
+                losses[-1] = each(batches.widened(pred), target, n).float()
+            if seen is not None:
+                inputs.append(given[0])
+                if self.world.size == 1:
+                    seen(inputs.pop(), losses[-1])
 
-        self(loader, take, aside=True)
+        self(loader, take, aside=True, run=forward if seen is None else noting)
         if self.world.size > 1:
-            preds, targets = self.world.merged(preds), self.world.merged(targets)
+            preds, targets, losses, inputs = map(
+                self.world.merged, (preds, targets, losses, inputs)
+            )
+            for part, of_part in zip(inputs, losses, strict=False):
+                if seen is not None:
+                    seen(part, of_part)
         if not preds:
             raise ValueError("dl is empty: it must yield at least one batch")
         if len({target is None for target in targets}) > 1:
             raise ValueError("dl must have a target in every batch, or in none")
-        return batches.concat(preds), None if targets[0] is None else batches.concat(targets)
+        whole = None if targets[0] is None else batches.concat(targets)
+        return batches.concat(preds), whole, torch.cat(losses)
 
     def predict(self, inputs: Any) -> Any:
         """Return the model's output for one batch of inputs."""
@@ -91,4 +135,4 @@ def finished(pred: Any, activation: Callable[[Tensor], Tensor] | None) -> Any:
     pred = batches.widened(pred)
     if isinstance(pred, Tensor):
         return (activation(pred) if activation else pred).cpu()
-    return batches.to_device(pred, torch.device("cpu"))
+    return batches.to_device(pred, CPU)

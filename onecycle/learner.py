@@ -8,17 +8,21 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from onecycle import batch as batches
 from onecycle import (
     checks,
     epochs_finder,
+    exporting,
     extension,
     files,
     finder,
     freezing,
+    interpretation,
     optimizers,
     plot,
     report,
     resuming,
+    tta,
 )
 from onecycle import plan as plans
 from onecycle.arguments import KeepTrunk, scheduler_of, span_of
@@ -26,8 +30,10 @@ from onecycle.callback import Callback, as_callbacks
 from onecycle.callbacks.lr_finder import LRFinder
 from onecycle.callbacks.scheduler import OneCycleScheduler, Plan
 from onecycle.callbacks.torch_scheduler import TorchScheduler
+from onecycle.data.augment import Augment
 from onecycle.epochs_found import EpochFind
 from onecycle.found import LRFind
+from onecycle.interpretation import Interpretation
 from onecycle.optimizers import LR
 from onecycle.schedules import (
     Schedule,
@@ -730,7 +736,111 @@ class Learner(Trainer):
         """
         return report.write(self, path)
 
+    # ---- after training ------------------------------------------------------------------------
+
+    def interpret(
+        self,
+        dl: Iterable[Any] | None = None,
+        *,
+        classes: Iterable[Any] | None = None,
+        keep: int = interpretation.KEEP,
+    ) -> Interpretation:
+        """Return which samples of `dl` or the validation data are wrong, and which classes.
+
+        Args:
+            dl: batches with targets.
+            classes: a name for each class; None takes `classes` of a loader's data set, if it has
+                as many, else numbers.
+            keep: samples of the highest losses whose inputs are kept to be shown.
+
+        Raises:
+            ValueError: the loss has none for each sample; see `get_preds`.
+
+        >>> from onecycle.data import digits
+        >>> from onecycle.models import simple_cnn
+        >>> learn = Learner(digits(), simple_cnn((1, 8, 10)))
+        >>> learn.interpret().confusion_matrix().shape
+        (10, 10)
+        """
+        given = self._evaluator, self._loader(dl), self._activation(), self._sample_losses
+        return interpretation.read(*given, classes, keep)
+
+    def tta(
+        self,
+        dl: Iterable[Any] | None = None,
+        n: int = 4,
+        augment: Augment | None = None,
+        *,
+        beta: float | None = 0.25,
+        seed: int | None = None,
+    ) -> tuple[Any, Any]:
+        """Return (predictions, targets) as `get_preds`, of several augmented views of each sample.
+
+        Probabilities are averaged, not the model's output: what `get_preds` makes of `n` views has
+        the weight 1 - beta, what it makes of the inputs as they are the weight beta. The data are
+        read once.
+
+        Args:
+            dl: batches; None is the validation data.
+            n: views.
+            augment: as in `onecycle.data.InMemoryLoader`: functions of a batch of inputs, of
+                several the first. None is that of training data in memory.
+            beta: weight of the plain prediction; None gives each of the n + 1 the same.
+            seed: of the views, with the number of the batch; None is that of training data in
+                memory, or 0. An augmentation without `generator` draws what it draws.
+
+        Raises:
+            ValueError: no augmentation is known, or an argument is out of its range.
+
+        Source: fastai's `tta`, with its constants.
+
+        >>> from onecycle.data import digits
+        >>> from onecycle.data.augment import random_crop
+        >>> from onecycle.models import simple_cnn
+        >>> learn = Learner(digits(), simple_cnn((1, 8, 10)))
+        >>> learn.tta(n=2, augment=random_crop(1))[0].shape
+        torch.Size([359, 10])
+        """
+        n, train = checks.integer("n", n), self.data.train
+        views = (
+            tta.augmentation(augment, train),
+            n,
+            tta.weight_of(beta, n),
+            tta.seed_of(seed, train),
+        )
+        run = tta.mean_of(self.network, self._activation(), *views)
+        preds, targets, _ = self._evaluator.collect(self._loader(dl), None, run=run)
+        return preds, targets
+
+    def export(self, path: str | os.PathLike[str], inputs: Any = None) -> Path:
+        """Write the bare model, without optimizer, for other programs to use; return the path.
+
+        The suffix is the format: ".safetensors" are the weights, which `load` and `load_model`
+        take; ".pt2" is a program of torch.export, which `load_model` runs, and ".onnx" one for
+        other runtimes. Programs are of the model in evaluation mode, in full precision, on the CPU,
+        and take batches of any size. No data are in the file, which is written whole or not at all.
+        ".safetensors" and ".onnx" need `pip install "onecycle[export]"`.
+
+        Args:
+            path: the file.
+            inputs: one batch of inputs, whose shapes a program is made for; None takes one from
+                the validation or the training data.
+
+        Raises:
+            ImportError: a package is missing.
+            ValueError: another suffix, or torch cannot follow the model.
+        """
+        loader = self.data.train if self.data.valid is None else self.data.valid
+        return exporting.write(path, self.model, lambda: self._some_inputs(loader, inputs))
+
     # ---- small parts ---------------------------------------------------------------------------
+
+    def _some_inputs(self, loader: Iterable[Any], inputs: Any) -> Any:
+        """Return `inputs`, or those of the first batch of `loader`."""
+        if inputs is not None:
+            return inputs
+        with self.looking(loader):
+            return batches.split(next(iter(loader)))[0]
 
     def _finish(
         self, epochs: range, n_epochs: int, lrs: list[float], scheduler: Callback, since: Trunk

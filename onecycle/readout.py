@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from onecycle import batch as batches
-from onecycle.losses import infer_loss, per_sample, rows
+from onecycle.losses import of_samples, rows
 from onecycle.metrics import higher_is_better, is_plain_mean
 
 if TYPE_CHECKING:
@@ -78,12 +78,10 @@ class ReadOut:
 
     def _losses(self, pred: Any, target: Any, n: int) -> Tensor | None:
         """Return the losses of the n samples of a batch; None where they are not known."""
-        loss_func = self.learn.loss_func
-        each = per_sample(infer_loss(target) if loss_func is None else loss_func)
-        if each is None or self._by_batches:
+        if self._by_batches:
             return None
         try:
-            return _of(n, each(pred, target))
+            return of_samples(self.learn.loss_func, pred, target, n)
         except Exception:  # noqa: BLE001 - a loss may take `reduction` and know no "none"
             return None
 

@@ -18,6 +18,7 @@ from onecycle import (
     checkpoint,
     checks,
     distributed,
+    exporting,
     files,
     hints,
     optimizers,
@@ -42,7 +43,7 @@ from onecycle.display import surface
 from onecycle.evaluation import Evaluator, finished
 from onecycle.found import LRFind
 from onecycle.loop import Loop
-from onecycle.losses import activation, check_scalar, infer_loss
+from onecycle.losses import activation, check_scalar, infer_loss, of_samples
 from onecycle.metrics import Metric, Scores, named
 from onecycle.network import Compile, Network
 from onecycle.notes import note
@@ -541,19 +542,36 @@ class Trainer:
         return self._evaluator.kept(loader)
 
     def get_preds(
-        self, dl: Iterable[Any] | None = None, *, activate: bool = True
-    ) -> tuple[Any, Any]:
+        self,
+        dl: Iterable[Any] | None = None,
+        *,
+        with_input: bool = False,
+        with_loss: bool = False,
+        activate: bool = True,
+    ) -> tuple[Any, ...]:
         """Return (predictions, targets) over `dl` or the validation data, in its order, on the CPU.
 
         Args:
             dl: batches with targets, or of inputs alone; then the targets are None.
+            with_input: return (inputs, predictions, targets).
+            with_loss: return the loss of each sample, (N,), as the last item.
             activate: turn the model's output into probabilities where the loss works on logits:
                 softmax over dimension 1 for cross entropy, sigmoid for binary cross entropy, exp
                 for negative log likelihood.
+
+        Raises:
+            ValueError: `with_loss`, and the loss has none for each sample, or there is no target.
         """
         finish = self._activation() if checks.flag("activate", activate) else None
+        each = self._sample_losses if checks.flag("with_loss", with_loss) else None
+        inputs: list[Any] = []
+        checks.flag("with_input", with_input)
+        seen = (lambda batch, _: inputs.append(batch)) if with_input else None
         with self._told():
-            return self._evaluator.collect(self._loader(dl), finish)
+            collected = self._evaluator.collect(self._loader(dl), finish, each=each, seen=seen)
+        *found, losses = collected
+        first = [batches.concat(inputs)] if with_input else []
+        return (*first, *found, *([losses] if with_loss else []))
 
     def predict(self, x: Any) -> Any:
         """Return predictions, as `get_preds` makes them, for one batch (N, ...) of inputs."""
@@ -568,13 +586,15 @@ class Trainer:
     def load(self, path: str | os.PathLike[str], *, with_opt: bool = True) -> Self:
         """Take model and, `with_opt`, optimizer from a file of `save`; return the learner.
 
+        Of a file of `export`, "model.safetensors", it takes the model alone.
+
         Raises:
             FileNotFoundError: there is no such file.
             ValueError: it is damaged or of another model or optimizer; the learner is as it was.
         """
         opt = self.opt if checks.flag("with_opt", with_opt) else None
-        saved = self.world.first(lambda: checkpoint.load(path))
-        checkpoint.restore(path, saved, self.model, opt)
+        saved = self.world.first(lambda: exporting.read(path))
+        exporting.restore(path, saved, self.model, opt)
         self.trunk = None  # what is trained from here on is no more what the last fit was
         return self
 
@@ -687,6 +707,9 @@ class Trainer:
                 batch = batches.to_device(next(iter(self.data.train)), self.device)
             loss_func = self._inferred = infer_loss(batches.split(batch)[1])
         return activation(loss_func)
+
+    def _sample_losses(self, pred: Any, target: Any, n: int) -> Tensor:
+        return of_samples(self.loss_func, pred, target, n)
 
     @property
     def modules(self) -> list[nn.Module]:

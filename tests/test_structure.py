@@ -32,10 +32,11 @@ LAYERS = [
     {"distributed", "launch", "together"},
     {"snapshot", "schedules", "optimizers", "metrics", "series", "suggest"}
     | {"models", "losses", "display", "plot_lr_find", "network", "recorded"}
-    | {"budget", "plot_epoch_find"},
+    | {"budget", "plot_epoch_find", "plot_interpretation", "labels", "highest"},
     {"checkpoint", "callback", "data", "freezing", "plot_activations", "found"}
     | {"epochs_found", "monitor", "culprit", "muon", "rungs"},
     {"guard", "state", "preflight", "averaging", "readout", "evaluation", "tracking"},
+    {"interpretation", "tta", "exporting"},
     {"step", "loop"},
     {"callbacks", "summary"},
     {"plan", "report", "finder", "trunk"},
@@ -102,6 +103,7 @@ def test_public_names():
         "EarlyStopping",
         "EpochFind",
         "GradNorm",
+        "Interpretation",
         "JSONLLogger",
         "LRFind",
         "LRFinder",
@@ -128,6 +130,7 @@ def test_public_names():
         "data",
         "error_rate",
         "launch",
+        "load_model",
         "mae",
         "metrics",
         "models",
