@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from onecycle import batch as batches
-from onecycle import checks, freezing, snapshot
+from onecycle import checks, freezing, shards, snapshot
 from onecycle.callback import Callback
 from onecycle.data.reading import set_epoch
 from onecycle.metrics import MetricObject, named
@@ -47,7 +47,7 @@ class Average:
         self.values: dict[str, Tensor] = {}
         self._own: list[Tensor] = []
         self._followed: list[Tensor] = []
-        self._alike = True
+        self._alike, self._sharded = True, False
         if model is not None:
             self.begin(model)
 
@@ -58,13 +58,17 @@ class Average:
             name: p.detach().to(torch.promote_types(p.dtype, torch.float32), copy=True)
             for name, p in followed.items()
         }
-        self._own, self._followed = list(self.values.values()), list(followed.values())
+        self._own = [shards.local(value) for value in self.values.values()]
+        self._followed = list(followed.values())
+        self._sharded = any(map(shards.is_shard, self._followed))
         pairs = zip(self._own, self._followed, strict=True)
         self._alike = all(own.dtype == p.dtype for own, p in pairs)
 
     def update(self, weight: float) -> None:
         """Move by `weight` of the way to the model's weights: avg <- avg + weight * (p - avg)."""
         new = self._followed
+        if self._sharded:
+            new = [shards.local(p) for p in new]
         with torch.no_grad():
             if not self._alike:
                 new = [p.to(own.dtype) for p, own in zip(new, self._own, strict=True)]
@@ -99,7 +103,8 @@ class Average:
         """Write the averaged weights into the learner's model, to stay there."""
         parameters = self._parameters_of(learn.model)
         with torch.no_grad():
-            torch._foreach_copy_(parameters, list(self.values.values()))
+            own = [shards.local(value) for value in self.values.values()]
+            torch._foreach_copy_([shards.local(p) for p in parameters], own)
         if buffers == "recompute":
             estimate_norms(learn)
 
@@ -112,7 +117,7 @@ class Average:
         if not self._followed:
             self.values = {name: value.clone() for name, value in state.items()}
         for name, own in self.values.items():
-            own.copy_(state[name])
+            own.copy_(shards.like(state[name], own))
 
     def _parameters_of(self, model: nn.Module) -> list[Tensor]:
         """Return the parameters that the averages are of, in their order."""
@@ -266,6 +271,7 @@ def _averaged(model: nn.Module) -> dict[str, Tensor]:
 @contextmanager
 def _preserved(tensors: list[Tensor]) -> Iterator[None]:
     """Give `tensors` their values back after the block, bit for bit."""
+    tensors = [shards.local(tensor) for tensor in tensors]
     values = [tensor.detach().clone() for tensor in tensors]
     try:
         yield

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from onecycle import distributed, files, optimizers, together
+from onecycle import distributed, files, optimizers, shard_files, shards, together
 
 FORMAT = 2  # 1 had no runs
 
@@ -22,13 +22,17 @@ class DamagedError(ValueError):
 PLAIN = (str, int, float, bool, type(None))
 
 
-def save(path: files.PathLike, state: Mapping[str, Any], keep: int = 1) -> Path:
+def save(
+    path: files.PathLike, state: Mapping[str, Any], keep: int = 1, *, apart: bool = False
+) -> Path:
     """Write `state` to `path`, whole or not at all, and return the path; a missing folder is made.
 
     Args:
         path: the file.
         state: what `states` returns, and "run" beside it in a checkpoint of a run.
         keep: files to have afterwards, see `files.write`.
+        apart: each process writes its shards into files of its own, see `shard_files`; else they
+            are gathered, and the file is that of a model that is not sharded.
 
     Raises:
         TypeError: something in `state` is no tensor and no plain value.
@@ -36,7 +40,10 @@ def save(path: files.PathLike, state: Mapping[str, Any], keep: int = 1) -> Path:
 
     Of several processes the first one writes.
     """
+    state, found = shards.split(state) if apart else (shards.whole(state), {})
     content = {"format": FORMAT, **{name: plain(value, name) for name, value in state.items()}}
+    if found:
+        content["shards"] = shard_files.write(files.as_path(path), found)
 
     def fill(file: BinaryIO) -> None:
         with _checksums():
@@ -45,7 +52,10 @@ def save(path: files.PathLike, state: Mapping[str, Any], keep: int = 1) -> Path:
     if distributed.rank() > 0:
         return files.as_path(path)
     try:
-        return files.write(path, fill, keep)
+        written = files.write(path, fill, keep)
+        if shard_files.folder(written).exists():
+            shard_files.remove_unused(written, _content)
+        return written
     except RuntimeError as error:
         # torch hides the system's error behind its own when a write fails half-way.
         cause = error.__cause__ or error.__context__
@@ -70,6 +80,8 @@ def load(path: files.PathLike) -> dict[str, Any]:
         with path.open("rb") as file:
             _check(file)
             state = torch.load(file, map_location="cpu", weights_only=True)
+        if "shards" in state:
+            shard_files.check(path, state["shards"])
     except PermissionError:
         raise
     except Exception as error:
@@ -138,7 +150,7 @@ def restore(
                 optimizers.load(opt, saved["optimizer"]["state"])
         else:
             optimizers.load(opt, saved["optimizer"]["state"])
-    model.load_state_dict(saved["model"])
+    shards.load(model, saved["model"])
     if opt is not None:
         optimizers.set_mode(opt, training=False)  # a run is saved where it trains
 
@@ -216,6 +228,13 @@ def _names(model: nn.Module, opt: torch.optim.Optimizer) -> list[list[str]]:
     """Return the names of the parameters of each group, by which their state finds them."""
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     return [[names.get(id(p), "") for p in group["params"]] for group in opt.param_groups]
+
+
+def _content(path: Path) -> dict[str, Any]:
+    """Return what is in a file, its tensors unread."""
+    options: dict[str, Any] = {"map_location": "cpu", "weights_only": True, "mmap": True}
+    content: dict[str, Any] = torch.load(path, **options)
+    return content
 
 
 @contextmanager

@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from torch import distributed as dist
 
 from onecycle import batch as batches
-from onecycle import checks, culprit, optimizers
+from onecycle import checks, culprit, optimizers, shards
 from onecycle.signals import CancelBatch
 
 if TYPE_CHECKING:
@@ -52,6 +53,7 @@ class Guard:
         self._steps = self._skipped = 0
         self._kept = Kept([])
         self._keeps = False
+        self._sharded = False
 
     def begin(self, modules: Sequence[nn.Module], *, scaled: bool = False) -> None:
         """Begin a run: what `modules` have in buffers is good.
@@ -60,6 +62,7 @@ class Guard:
             modules: the model, and the loss where it is a module.
             scaled: the loss is scaled, so that the optimizer's found_inf is the scaler's.
         """
+        self._sharded = any(map(shards.is_sharded, modules))
         self._kept = Kept([] if self.policy == "ignore" else modules)
         self._keeps = len(self._kept) > 0
         on_cpu = self._bad.device.type == "cpu"
@@ -125,6 +128,8 @@ class Guard:
         """
         if self.policy == "ignore":
             return
+        if self._sharded:
+            gradients = [shards.local(gradient) for gradient in gradients]
         if self._waits:
             if not self._finite(gradients):
                 self._refuse(learn, "a gradient is not finite")
@@ -136,6 +141,7 @@ class Guard:
         if norm is not None:
             self._bad.logical_or_(~norm.isfinite())
         torch._amp_foreach_non_finite_check_and_unscale_(gradients, self._bad, self._one)
+        self._agree()
         vars(self.opt).update(found_inf=self._bad, grad_scale=None)
 
     def overflowed(self, learn: Trainer, scale: float) -> None:
@@ -177,11 +183,18 @@ class Guard:
         try:
             torch._amp_foreach_non_finite_check_and_unscale_(gradients, self._bad, self._one)
         except RuntimeError:
-            return all(bool(_values(gradient).isfinite().all()) for gradient in gradients)
+            good = all(bool(_values(gradient).isfinite().all()) for gradient in gradients)
+            self._bad.fill_(not good)
+        self._agree()
         good = not self._bad.item()
         if not good:
             self._bad.zero_()
         return good
+
+    def _agree(self) -> None:
+        """What is bad in the shard of one process is bad for all."""
+        if self._sharded:
+            dist.all_reduce(self._bad, dist.ReduceOp.MAX)
 
     def _look(self, learn: Trainer) -> None:
         """Wait for the device, which has left steps out, all from the first bad one on to raise."""

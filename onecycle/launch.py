@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import multiprocessing
+import signal
+import threading
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -62,7 +65,23 @@ def launch(fn: Callable[..., Any], nproc: int, *args: Any, start_method: str | N
         start_method=method,
         monitor_interval=0.05,
     )
-    return elastic_launch(config, _run)(fn, args)[0]
+    with _handlers_kept():
+        return elastic_launch(config, _run)(fn, args)[0]
+
+
+@contextmanager
+def _handlers_kept() -> Iterator[None]:
+    """Put the handlers of signals back, which torch's launcher leaves replaced by its own."""
+    names = ("SIGTERM", "SIGINT", "SIGHUP", "SIGQUIT")
+    numbers = [getattr(signal, name) for name in names if hasattr(signal, name)]
+    before = {number: signal.getsignal(number) for number in numbers}
+    try:
+        yield
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            for number, handler in before.items():
+                if handler is not None:
+                    signal.signal(number, handler)
 
 
 def _run(fn: Callable[..., Any], args: tuple[Any, ...]) -> Any:

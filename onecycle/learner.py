@@ -86,6 +86,11 @@ class Learner(Trainer):
             the batch out, which then is no step; "ignore" trains on it.
         train_bn: batch norm in frozen groups: True trains its scale and shift and follows the
             batches, as fastai does; False keeps it as it is in evaluation, for small batches.
+        ddp: options of torch's DistributedDataParallel, for several processes.
+        shard: gives the model to `torch.distributed.fsdp.fully_shard`, its parts first, in the way
+            that suits it: it is called with the model on its device, before the optimizer is made,
+            and all processes begin with the weights of the first. One process by itself has nothing
+            to share: there it is not called. A model that is sharded already needs none.
         live_plot: draw losses and learning rate while a fit runs, see `LivePlot`.
 
     Attributes that hooks read: `epoch` (of `n_epochs`, from 0; this fit stops before

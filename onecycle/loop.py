@@ -349,16 +349,27 @@ def _validation(learn: Trainer) -> None:
 
 
 def _validate(learn: Trainer) -> None:
+    held: list[Cancel] = []
+
     def watch(batch: Any, pred: Any, loss: Any) -> None:
         learn.batch, learn.pred, learn.loss = batch, pred, loss
-        with suppress(CancelBatch):  # the batch is over already
+        try:
             learn.fire("on_validate_batch_end")
+        except CancelBatch:  # the batch is over already
+            pass
+        except Cancel as raised:
+            if learn.world.alone:
+                raise
+            held.append(raised)  # the others go on with this validation
         if learn.loop.stopping(learn):
             raise Interrupted
 
     if learn.data.valid is not None:  # a hook may have taken it away
         with noted("on the validation data"):
-            learn.scores = learn.evaluate(learn.data.valid, watch)
+            scores = learn.evaluate(learn.data.valid, watch)
+        if not learn.world.alone:
+            learn.loop.meet(learn, "validated", max(held, key=lambda one: one.width, default=None))
+        learn.scores = scores
 
 
 def _scope(
@@ -393,6 +404,9 @@ def _begin(learn: Trainer, event: str) -> None:
         fire(learn.loop.hooks[event], learn)
     except Cancel as raised:
         learn.loop.tell(learn, raised)
+    if learn.network.joins_forward and not learn.world.alone:
+        # Nobody may be alone in the forward pass.
+        require_alike(learn.loop.meet(learn, "batch"))
 
 
 def _check(learn: Trainer, validate: bool) -> None:

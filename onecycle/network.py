@@ -13,7 +13,7 @@ from torch import distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
 from onecycle import batch as batches
-from onecycle import checks
+from onecycle import checks, shards
 from onecycle.distributed import World
 
 PRECISIONS = ("fp32", "tf32", "bf16", "fp16", "auto")
@@ -61,8 +61,7 @@ class Network:
         self.compile = _checked(compile)
         self.half = HALF.get(self.precision)
         self.parallel: DistributedDataParallel | None = None  # in a run of several processes
-        self.joins_forward = False  # whether they exchange something in a forward pass
-        self._reduced = False
+        self._rebuilds = self._reduced = False
         self.model = model
 
     @property
@@ -72,6 +71,12 @@ class Network:
 
     @model.setter
     def model(self, model: nn.Module) -> None:
+        self.sharded = shards.is_sharded(model)
+        synced = any(isinstance(part, nn.SyncBatchNorm) for part in model.modules())
+        self._exchanges = self.sharded or synced
+        if self.sharded and (self.channels_last or self.ddp):
+            name = "channels_last" if self.channels_last else "ddp"
+            raise ValueError(f"{name}: a model of fully_shard cannot have it, leave it out")
         if self.channels_last:
             _lay_out(model)
         run: Callable[..., Any] = model
@@ -84,11 +89,24 @@ class Network:
         """Whether hooks on parts of the model are not called."""
         return self._run is not self.model
 
+    @property
+    def joins_forward(self) -> bool:
+        """Whether processes exchange something in a forward pass, and so all have to make it."""
+        return self._exchanges or self._rebuilds
+
     def __call__(self, inputs: Any) -> Any:
         """Return the model's output; the caller chooses precision, mode and gradients."""
         if self.channels_last:
             inputs = with_channels_last(inputs)
-        return batches.forward(self._run, inputs)
+        pred = batches.forward(self._run, inputs)
+        if self.sharded and not torch.is_grad_enabled():
+            self.reshard()
+        return pred
+
+    def reshard(self) -> None:
+        """No backward pass follows, so the parameters need not stay gathered."""
+        if self.sharded:
+            shards.reshard(self.model)
 
     def trained(self, inputs: Any) -> Any:
         """Return the model of `inputs` in training; in several processes gradients are theirs."""
@@ -97,27 +115,33 @@ class Network:
         if self.channels_last:
             inputs = with_channels_last(inputs)
         pred = batches.forward(self.parallel, inputs)
-        self.joins_forward = self.joins_forward and not self._reduced
+        self._rebuilds = self._rebuilds and not self._reduced
         return pred
 
     @contextmanager
     def together(self, world: World) -> Iterator[None]:
-        """Train together with the other processes in the block, by DistributedDataParallel."""
-        if world.alone:
+        """Train together with the other processes in the block, by DistributedDataParallel.
+
+        A model of `fully_shard` does so by itself. Its gradients are the mean of all processes
+        after every batch, accumulated or not: else each would keep those of the whole model.
+        """
+        if self.sharded:
+            shards.check(self.model, world.size)
+        if self.compile == "step" and (self.sharded or not world.alone):
+            raise ValueError('compile="step" records a step of one process: use compile=True here')
+        if world.alone or self.sharded:
             yield
             return
-        if self.compile == "step":
-            raise ValueError('compile="step" records a step of one process: use compile=True here')
         # Buffers follow the first process, too, but where all have met.
         own = OF_BUFFERS[OF_BUFFERS[0] not in inspect.signature(DistributedDataParallel).parameters]
         options: dict[str, Any] = {own: False, **self.ddp}
         self.parallel = DistributedDataParallel(self._run, **options)
         # The forward pass after the first mean of gradients exchanges in which order they came.
-        self.joins_forward, self._reduced = True, False
+        self._rebuilds, self._reduced = True, False
         try:
             yield
         finally:
-            self.parallel, self.joins_forward = None, False
+            self.parallel, self._rebuilds = None, False
 
     def backward_done(self) -> None:
         """Note that the gradients of a batch have been added, and joined where that was asked."""

@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from onecycle import checks
+from onecycle import checks, shards
 from onecycle.parts import Group, Splitter, layer_groups, torch_groups
 from onecycle.together import Together, members
 
@@ -186,6 +186,8 @@ def made(opt_func: OptFunc, groups: list[Group], model: nn.Module) -> torch.opti
     able = all(
         p.is_floating_point() and p.device.type in FUSED_ON for g in groups for p in g["params"]
     )
+    if kind is torch.optim.SGD and any(shards.is_shard(p) for g in groups for p in g["params"]):
+        able = False  # torch has no fused SGD for shards
     if kind in FUSED and not options & EXCLUDES_FUSED and able and not sparse:
         with suppress(RuntimeError):  # nor in every version
             # Of copies: an optimizer writes its settings into the groups that it is given.
@@ -435,7 +437,9 @@ def lay_out(opt: torch.optim.Optimizer) -> None:
     for parameter, own in dense:
         for name, value in own.items():
             like = _is_dense(value) and value.shape == parameter.shape
-            if like and value.stride() != parameter.stride():
+            if like and shards.is_shard(parameter):
+                own[name] = shards.like(value, parameter)
+            elif like and value.stride() != parameter.stride():
                 own[name] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
 
 

@@ -44,8 +44,11 @@ def check_validation(learn: Trainer) -> None:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of a metric that sees a part of the set
-            learn.evaluate(First(valid))
-    except Exception:  # noqa: BLE001 - what fails on the whole set as well is raised by that
+            # What fails in one process only must not send it through the whole set by itself.
+            learn.evaluate(First(valid), metrics={} if learn.network.sharded else None)
+    except Exception:
+        if learn.network.sharded:
+            raise
         with noted("on the validation data, which are looked at before the first step"):
             learn.evaluate(valid)
 
@@ -56,6 +59,8 @@ def check_last_batch(learn: Trainer) -> None:
     Raises:
         ValueError: it would fail at the end of the epoch.
     """
+    if learn.network.sharded:  # the last batch of each process may be of another size
+        return
     train = learn.data.train
     last = _last_of_one(train)
     inside = (part for module in learn.modules for part in module.modules())

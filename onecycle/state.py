@@ -15,14 +15,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from onecycle import checkpoint, generators, optimizers
+from onecycle import checkpoint, generators, optimizers, shards
 from onecycle.notes import noted
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from onecycle.callback import Callback
-    from onecycle.distributed import World
     from onecycle.trainer import Trainer
 
 State = dict[str, Any]
@@ -58,7 +57,10 @@ def capture(learn: Trainer, *, epoch_over: bool = False, finished: bool = False)
         "callbacks": loop.before_validation or own_states(loop.callbacks),
     }
     if not learn.world.alone:
-        run["ranks"] = learn.world.gather({name: run[name] for name in OF_A_PROCESS})
+        own = {name: run[name] for name in OF_A_PROCESS}
+        if learn.network.sharded:  # what has been gathered is the mean of all already
+            own["training_step"] = {**own["training_step"], "gradients": None}
+        run["ranks"] = learn.world.gather(own)
     return {**checkpoint.states(learn.model, learn.opt), "run": run}
 
 
@@ -70,8 +72,8 @@ def restore(learn: Trainer, saved: State, *, read: bool = True) -> None:
         saved: the state.
         read: go to the place in the data, too.
     """
-    run = {**saved["run"], **_of_rank(saved["run"], learn.world)}
-    learn.model.load_state_dict(saved["model"])
+    run = {**saved["run"], **_of_rank(saved["run"], learn)}
+    shards.load(learn.model, saved["model"])
     if run["loss_func"] is not None:
         learn.modules[1].load_state_dict(run["loss_func"])
     for module, own in zip(learn.modules, run["modules"], strict=True):
@@ -108,7 +110,7 @@ def weights(modules: Sequence[nn.Module]) -> list[State]:
 def restore_weights(modules: Sequence[nn.Module], saved: Sequence[State]) -> None:
     """Write what `weights` returned back into the same modules."""
     for module, own in zip(modules, saved, strict=True):
-        module.load_state_dict(own["known"])
+        shards.load(module, own["known"])
         for name, value in own["buffers"].items():
             _set_buffer(module, name, value)
 
@@ -149,11 +151,14 @@ def _paired(
     return pairs
 
 
-def _of_rank(run: State, world: World) -> State:
+def _of_rank(run: State, learn: Trainer) -> State:
     """Return what this process has of its own; of another number of processes what fits any."""
     ranks = run.get("ranks", [{name: run[name] for name in OF_A_PROCESS}])
-    own: State = dict(ranks[min(world.rank, len(ranks) - 1)])
-    if len(ranks) != world.size:
+    own: State = dict(ranks[min(learn.world.rank, len(ranks) - 1)])
+    if own["training_step"]["gradients"] is None:
+        gradients = run["training_step"]["gradients"]
+        own["training_step"] = {**own["training_step"], "gradients": gradients}
+    elif len(ranks) != learn.world.size or learn.network.sharded:
         # Each goes on with the mean of what they had gathered, whose mean it is.
         steps = [one["training_step"] for one in ranks]
         columns = zip(*(step["gradients"] for step in steps), strict=True)

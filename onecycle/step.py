@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch import distributed as dist
 
 from onecycle import batch as batches
-from onecycle import checks
+from onecycle import checks, shards
 from onecycle.callback import fire
 from onecycle.distributed import require_alike, synchronize_buffers
 from onecycle.guard import Guard
@@ -79,6 +79,7 @@ class TrainingStep:
         try:
             self._train(learn)
         except Cancel:
+            self.network.reshard()
             # What this batch added to the gradients cannot be taken out of their sum again.
             if len(self._micro) != gathered:
                 self.drop()
@@ -87,8 +88,6 @@ class TrainingStep:
     def _train(self, learn: Trainer) -> None:
         if self.network.parallel is not None:
             self.network.synchronize(len(self._micro) + 1 >= self.accumulate or learn.last_batch)
-            if self.network.joins_forward:
-                require_alike(learn.loop.meet(learn, "batch"))
         inputs, target = batches.split(learn.batch)
         if target is None:
             batches.require_target(learn.batch, target)
@@ -136,6 +135,7 @@ class TrainingStep:
 
     def end(self) -> None:
         """Let go of what a run has needed."""
+        self.network.reshard()
         self.drop()
         self.guard.end()
         if self.recorded is not None:
@@ -168,7 +168,9 @@ class TrainingStep:
             self.scaler.load_state_dict(state["scaler"])
         self._micro = [(loss.to(self.device), n) for loss, n in state["micro"]]
         for parameter, grad in zip(self.update.parameters(), state["gradients"], strict=False):
-            parameter.grad = None if grad is None else grad.to(parameter)
+            parameter.grad = (
+                None if grad is None else shards.like(grad, parameter).to(parameter.dtype)
+            )
 
     def drop(self) -> None:
         """Forget the gradients gathered since the last update, and where the scaler stood."""
@@ -252,10 +254,10 @@ class TrainingStep:
             dist.all_reduce(mean)
             # By the gradients all processes see it, without a wait for the device.
             share = torch.where(loss.isfinite(), share, math.nan)
-        if self._has_buffers:
-            synchronize_buffers(learn.model)
         self._backward(learn.loss, mean, n, share)
         self.network.backward_done()
+        if self._has_buffers:  # not before, for the backward pass of batch norm reads them
+            synchronize_buffers(learn.model)
 
     def _finish_gradients(self, model: nn.Module) -> None:
         """Turn the gathered gradients into those of the mean loss, and clip them."""
@@ -267,7 +269,7 @@ class TrainingStep:
         if weight != 1.0:
             torch._foreach_div_(gradients, weight)
         if self.clip is not None:
-            self.grad_norm = nn.utils.get_total_norm(gradients)
+            self.grad_norm = shards.full(nn.utils.get_total_norm(gradients))
             if self.clip < math.inf:
                 nn.utils.clip_grads_with_norm_(parameters, self.clip, self.grad_norm)
 

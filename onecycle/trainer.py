@@ -23,6 +23,8 @@ from onecycle import (
     hints,
     optimizers,
     resuming,
+    shard_files,
+    shards,
     snapshot,
     together,
 )
@@ -95,6 +97,7 @@ class Trainer:
         train_bn: bool = True,
         live_plot: bool = False,
         ddp: Mapping[str, Any] | None = None,
+        shard: shards.Shard | None = None,
     ) -> None:
         if not isinstance(model, nn.Module):
             raise TypeError(f"model must be a torch.nn.Module, got {model!r}")
@@ -114,8 +117,11 @@ class Trainer:
             if isinstance(metric, nn.Module):
                 metric.to(self.device)
         self.callbacks = [*as_callbacks(callbacks), *([LivePlot()] if live_plot else [])]
+        model = model.to(self.device)
+        if shard is not None:
+            shards.apply(shard, model, self.world.size)
         self.network = Network(
-            model.to(self.device),
+            model,
             self.device,
             precision,
             channels_last=channels_last,
@@ -256,7 +262,7 @@ class Trainer:
         unfinished = None if saved else self._unfinished(savers)
         if unfinished is not None and resuming.is_behind(self, unfinished[1], begun):
             self.say(f"{unfinished[0]}: this fit is finished there, and left out")
-            self.model.load_state_dict(unfinished[1]["model"])
+            shards.load(self.model, unfinished[1]["model"])
             self.trunk = keeper.found(self.plan) if keeper else None
             return
         saved = saved or unfinished
@@ -343,7 +349,11 @@ class Trainer:
         """Return the unfinished run that one of `savers` is to go on with, if there is one."""
         resumable = [saver for saver in savers if saver.resume]
         found = self.world.first(lambda: resuming.load(resumable[0].path)) if resumable else None
-        return None if found is None or found[1]["run"]["finished"] else found
+        return None if found is None or found[1]["run"]["finished"] else self._filled(found)
+
+    def _filled(self, found: tuple[Path, dict[str, Any]]) -> tuple[Path, dict[str, Any]]:
+        """Return what the first process has read, with the shards, which each reads by itself."""
+        return found[0], shard_files.filled(*found, self.model)
 
     def _saved_plan(
         self, method: str, asked: Sequence[Any], callbacks: Iterable[Callback | type[Callback]]
@@ -580,7 +590,10 @@ class Trainer:
     # ---- files and display ---------------------------------------------------------------------
 
     def save(self, path: str | os.PathLike[str]) -> Path:
-        """Write model and optimizer to `path`, whole or not at all, and return the path."""
+        """Write model and optimizer to `path`, whole or not at all, and return the path.
+
+        All processes must call it: a model that is sharded is gathered, and fits one that is not.
+        """
         return checkpoint.save(path, checkpoint.states(self.model, self.opt))
 
     def load(self, path: str | os.PathLike[str], *, with_opt: bool = True) -> Self:
@@ -594,6 +607,7 @@ class Trainer:
         """
         opt = self.opt if checks.flag("with_opt", with_opt) else None
         saved = self.world.first(lambda: exporting.read(path))
+        saved = shard_files.filled(files.as_path(path), saved, self.model)
         exporting.restore(path, saved, self.model, opt)
         self.trunk = None  # what is trained from here on is no more what the last fit was
         return self
@@ -639,7 +653,7 @@ class Trainer:
         given = as_callbacks(callbacks)
         if not any(isinstance(cb, Checkpoint) for cb in [*given, *as_callbacks(self.callbacks)]):
             given.append(Checkpoint(path, **saved["run"]["rules"]))
-        self._again(there, scheduler, given, found)
+        self._again(there, scheduler, given, self._filled(found))
 
     def _again(
         self,

@@ -6,7 +6,7 @@ import uuid
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from onecycle import checkpoint, checks, files
+from onecycle import checkpoint, checks, files, shards
 from onecycle.callback import Callback
 from onecycle.monitor import Monitor
 
@@ -86,7 +86,7 @@ class SaveBest(Callback):
                 f"path: {str(self.path)!r} was replaced by somebody else while this fit ran, so "
                 "the model keeps the weights of the last epoch; give every run a path of its own"
             )
-        learn.model.load_state_dict(saved["model"])
+        shards.load(learn.model, saved["model"])
         learn.scores = dict(saved["best"]["scores"])
 
     def state_dict(self) -> dict[str, Any]:

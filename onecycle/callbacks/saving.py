@@ -27,6 +27,11 @@ class Checkpoint(Callback):
     a new one, and a new run replaces the files of an old one. `learn.load(path)` takes model and
     optimizer out of it, and no run.
 
+    Where a model is sharded, by `fully_shard`, each process writes its shards through
+    torch.distributed.checkpoint into the folder `path.shards`, which belongs to these files and
+    must be moved with them. Any number of processes can go on with such a run, on the same number
+    it ends bit for bit the same; and so can a model that is not sharded.
+
     The first is written before the first step, the last when the fit is over. In between a run is
     saved between two batches. Where the training data cannot be brought to a place within an epoch,
     as an iterable that is neither a DataLoader nor a sequence, it is saved at the ends of epochs.
@@ -112,7 +117,7 @@ class Checkpoint(Callback):
         current = state.capture(learn, epoch_over=epoch_over, finished=finished)
         current["run"]["rules"] = {name: getattr(self, name) for name in RULES}
         try:
-            checkpoint.save(self.path, current, self.keep)
+            checkpoint.save(self.path, current, self.keep, apart=True)
         except OSError as error:
             text = (
                 f"the checkpoint {str(self.path)!r} of step {learn.step} was not written: {error}"
