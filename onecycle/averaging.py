@@ -16,6 +16,7 @@ from onecycle import batch as batches
 from onecycle import checks, freezing, shards, snapshot
 from onecycle.callback import Callback
 from onecycle.data.reading import set_epoch
+from onecycle.distributed import synchronize_buffers
 from onecycle.metrics import MetricObject, named
 from onecycle.notes import batches_of
 
@@ -215,9 +216,10 @@ def estimate_norms(learn: Trainer) -> None:
     """Estimate the running statistics of batch norm for the weights that the model has now.
 
     They become plain means over the first `BATCHES` batches of the training data, in the order of
-    its first epoch where it has one. The rest of the model is in evaluation mode, so dropout is
-    off. Batch norm that `train_bn=False` has frozen stays as it is, and so does one that these
-    batches do not reach. There is no other trace on model, generators or data.
+    its first epoch where it has one; of several processes by what the first has of them. The rest
+    of the model is in evaluation mode, so dropout is off. Batch norm that `train_bn=False` has
+    frozen stays as it is, and so does one that these batches do not reach. There is no other trace
+    on model, generators or data.
 
     Source: Izmailov et al. 2018 (arXiv 1803.05407), section 3.2.
     """
@@ -237,6 +239,8 @@ def estimate_norms(learn: Trainer) -> None:
         found = [statistic.clone() for statistic in _statistics(reached)]
     for statistic, value in zip(_statistics(reached), found, strict=True):
         statistic.copy_(value)
+    if not learn.world.alone:
+        synchronize_buffers(learn.model)
 
 
 def _forward(learn: Trainer, train: Any) -> None:

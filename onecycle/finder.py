@@ -19,6 +19,8 @@ from onecycle.callbacks.lr_finder import LRFinder
 from onecycle.callbacks.progress import SweepBar
 from onecycle.callbacks.range_test import RangeTest
 from onecycle.callbacks.scheduler import OneCycleScheduler
+from onecycle.data.sharding import fills_in
+from onecycle.distributed import World
 from onecycle.found import LRFind, LROverlay, LRRace, LRRangeTest, LRStated
 from onecycle.metrics import Metric, accuracy
 
@@ -143,8 +145,9 @@ class Sample:
     `FEWEST` batches, or all.
     """
 
-    def __init__(self, loader: Iterable[Any]) -> None:
+    def __init__(self, loader: Iterable[Any], world: World | None = None) -> None:
         self.loader = loader
+        self.world = world or World()  # the processes, each with a part of every batch
 
     def __iter__(self) -> Iterator[Any]:
         """Yield every k-th batch."""
@@ -155,9 +158,10 @@ class Sample:
         every = 1
         for i, batch in enumerate(self.loader):
             if i == 0:
-                enough = length * batches.samples(*batches.split(batch)) // ENOUGH
+                own = 0 if fills_in(self.loader, i) else batches.samples(*batches.split(batch))
+                enough = length * sum(self.world.gather(own)) // ENOUGH
                 every = max(1, min(enough, length // FEWEST))
-            if i % every == 0:
+            if i % every == 0 and not fills_in(self.loader, i):
                 yield batch
 
 
@@ -249,7 +253,7 @@ def _sample(learn: Trainer) -> list[Any]:
     """Read the batches to judge on once, and leave the loader as it was."""
     valid: Iterable[Any] = () if learn.data.valid is None else learn.data.valid
     with learn.looking(valid):
-        return list(Sample(valid))
+        return list(Sample(valid, learn.world))
 
 
 def _score(

@@ -65,18 +65,28 @@ def launch(fn: Callable[..., Any], nproc: int, *args: Any, start_method: str | N
         start_method=method,
         monitor_interval=0.05,
     )
+    started = multiprocessing.get_context(method).Barrier(nproc)
     with _handlers_kept():
-        return elastic_launch(config, _run)(fn, args)[0]
+        return elastic_launch(config, _run)(started, fn, args)[0]
 
 
 @contextmanager
 def _handlers_kept() -> Iterator[None]:
-    """Put the handlers of signals back, which torch's launcher leaves replaced by its own."""
+    """Put the handlers of signals back, which torch's launcher leaves replaced by its own.
+
+    Ctrl-C is what it always is.
+    """
+    from torch.distributed.elastic.multiprocessing.api import SignalException
+
     names = ("SIGTERM", "SIGINT", "SIGHUP", "SIGQUIT")
     numbers = [getattr(signal, name) for name in names if hasattr(signal, name)]
     before = {number: signal.getsignal(number) for number in numbers}
     try:
         yield
+    except SignalException as error:
+        if error.sigval == signal.SIGINT:
+            raise KeyboardInterrupt from error
+        raise
     finally:
         if threading.current_thread() is threading.main_thread():
             for number, handler in before.items():
@@ -84,7 +94,13 @@ def _handlers_kept() -> Iterator[None]:
                     signal.signal(number, handler)
 
 
-def _run(fn: Callable[..., Any], args: tuple[Any, ...]) -> Any:
+def _run(started: Any, fn: Callable[..., Any], args: tuple[Any, ...]) -> Any:
+    # A process that is forked while an earlier one connects may wait forever for a lock of the
+    # resolver, which a thread of torch's store holds in the parent then.
+    started.wait()
+    # Forked processes have those of torch's launcher, which are for the process that has them.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
     torch.set_num_threads(1)
     try:
         return fn(*args)

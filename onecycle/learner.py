@@ -571,6 +571,7 @@ class Learner(Trainer):
         Raises:
             ValueError, TypeError: an argument out of its range; a name or a value that nothing
             takes; no validation data; no configuration ended with a finite score.
+            RuntimeError: this is one of several processes.
             ImportError: Optuna is asked for and not installed.
 
         Source: successive halving, Jamieson and Talwalkar 2016, https://arxiv.org/abs/1502.07943.
@@ -583,6 +584,7 @@ class Learner(Trainer):
         >>> sorted(found.best), len(found.table)
         (['max_lr', 'wd'], 3)
         """
+        self._require_alone("find")
         options = halving.Options(n, eta, min_epochs, metric, mode, make, seed, backend, study)
         return halving.search(self, space, epochs, options, self._found_lr)
 
@@ -625,6 +627,7 @@ class Learner(Trainer):
         Raises:
             ValueError, TypeError: an argument out of its range; no validation data; a metric that
                 is not a mean over samples, or does not say whether higher is better.
+            RuntimeError: this is one of several processes.
 
         Source: Hagele et al. 2024 (arXiv 2405.18392) for one flat run in the place of many;
         measured against complete 1cycles in `tests/benchmarks/epochs.py`.
@@ -638,6 +641,7 @@ class Learner(Trainer):
         >>> [row["epochs"] for row in found.table]
         [1, 2]
         """
+        self._require_alone("epoch_find")
         budgets = epochs_finder.doublings(checks.integer("max_epochs", max_epochs))
         checks.flag("show_plot", show_plot)
         checks.choice("method", method, epochs_finder.METHODS)
@@ -846,6 +850,13 @@ class Learner(Trainer):
             return inputs
         with self.looking(loader):
             return batches.split(next(iter(loader)))[0]
+
+    def _require_alone(self, method: str) -> None:
+        if self.world.size > 1:
+            raise RuntimeError(
+                f"{method} trains in one process, and this is one of {self.world.size}: run it in "
+                "one process, and give what it finds to the fit of all"
+            )
 
     def _finish(
         self, epochs: range, n_epochs: int, lrs: list[float], scheduler: Callback, since: Trunk

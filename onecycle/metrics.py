@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from onecycle import checks
-from onecycle.batch import concat
+from onecycle.batch import concat, to_device
 from onecycle.distributed import World
 
 RESERVED = ("epoch", "train_loss", "valid_loss", "lr", "seconds", "time")
@@ -218,6 +218,7 @@ class Scores:
     Args:
         metrics: as the module describes; names must differ.
         world: the processes, if several have a part of the set each.
+        device: where predictions and targets are.
 
     Raises:
         TypeError: something that is no metric.
@@ -225,10 +226,14 @@ class Scores:
     """
 
     def __init__(
-        self, metrics: Sequence[Metric] | Mapping[str, Metric], world: World | None = None
+        self,
+        metrics: Sequence[Metric] | Mapping[str, Metric],
+        world: World | None = None,
+        device: torch.device | str = "cpu",
     ) -> None:
         self.loss = Mean()
         self.world = World() if world is None else world
+        self.device = torch.device(device)
         self.gatherers = {
             name: _gatherer(name, metric, alone=self.world.alone)
             for name, metric in named(metrics).items()
@@ -270,7 +275,7 @@ class Scores:
                     mean.add(total, weight)
         for gatherer in self.gatherers.values():
             if hasattr(gatherer, "pairs"):
-                gatherer.pairs = self.world.merged(gatherer.pairs)
+                gatherer.pairs = to_device(self.world.merged(gatherer.pairs), self.device)
 
 
 def named(metrics: Metric | Sequence[Metric] | Mapping[str, Metric]) -> dict[str, Metric]:

@@ -13,6 +13,8 @@ from torch.utils.data import DataLoader, IterableDataset
 
 from onecycle import batch as batches
 from onecycle.data.in_memory import InMemoryLoader
+from onecycle.data.sharding import PartSampler
+from onecycle.distributed import PeerError
 from onecycle.notes import noted
 
 if TYPE_CHECKING:
@@ -46,6 +48,8 @@ def check_validation(learn: Trainer) -> None:
             warnings.simplefilter("ignore")  # of a metric that sees a part of the set
             # What fails in one process only must not send it through the whole set by itself.
             learn.evaluate(First(valid), metrics={} if learn.network.sharded else None)
+    except PeerError:
+        raise
     except Exception:
         if learn.network.sharded:
             raise
@@ -87,18 +91,32 @@ def _last_of_one(train: Any) -> tuple[str, Callable[[], Any]] | None:
         of_one = batches.samples(*batches.split(train[-1])) == 1
         return (f"the {len(train)} batches of train", lambda: train[-1]) if of_one else None
     if isinstance(train, InMemoryLoader):
-        if train.drop_last or train.n % train.batch_size != 1:
+        if train.drop_last or not _leaves_one(train.n, train.batch_size, train.parts):
             return None
-        return _in_words(train.n, train.batch_size), lambda: next(train.batches(len(train) - 1))
+        return _in_words(train.n, train.batch_size, train.parts), lambda: tuple(
+            rows[:1] for rows in next(train.batches(len(train) - 1))
+        )
     if type(train) is not DataLoader or isinstance(train.dataset, IterableDataset):
         return None
-    size, drawn = train.batch_size, len(train.sampler)  # type: ignore[arg-type]
-    if size is None or train.drop_last or drawn % size != 1:
+    cut: Any = train.batch_sampler if isinstance(train.batch_sampler, PartSampler) else train
+    size, drawn, parts = cut.batch_size, len(cut.sampler), getattr(cut, "parts", 1)
+    if size is None or cut.drop_last or not _leaves_one(drawn, size, parts):
         return None
-    return _in_words(drawn, size), lambda: train.collate_fn(
+    return _in_words(drawn, size, parts), lambda: train.collate_fn(
         [train.dataset[next(iter(train.sampler))]]
     )
 
 
-def _in_words(samples: int, size: int) -> str:
-    return f"{samples} samples in batches of batch_size={size}"
+def _leaves_one(samples: int, size: int, parts: int) -> bool:
+    """Tell whether a process has one sample of the last batch; what it has not is filled in.
+
+    >>> [n for n in range(8, 17) if _leaves_one(n, size=8, parts=2)]
+    [9, 10, 11]
+    """
+    left = samples % size
+    return left > 0 and left // parts <= 1
+
+
+def _in_words(samples: int, size: int, parts: int) -> str:
+    among = f" among {parts} processes" if parts > 1 else ""
+    return f"{samples} samples in batches of batch_size={size}{among}"

@@ -66,6 +66,7 @@ class TrainingStep:
         self.grad_norm = torch.tensor(float("nan"), device=self.device)
         self.samples = 0
         self._has_buffers = False
+        self._beside: list[Tensor] = []  # parameters of a loss, which no other process would see
         self._micro: list[tuple[Tensor, int]] = []
 
     def use(self, opt: torch.optim.Optimizer) -> None:
@@ -129,6 +130,12 @@ class TrainingStep:
         """Begin a run of `modules`, or go on with it: they are good as they are."""
         self.guard.begin(modules, scaled=self._scales)
         self._has_buffers = any(True for _ in modules[0].buffers())
+        self._beside = []
+        if self.network.parallel is not None:
+            known = {id(p) for p in modules[0].parameters()}
+            self._beside = [p for p in self.update.parameters() if id(p) not in known]
+        for parameter in self._beside:
+            dist.broadcast(parameter.detach(), src=0)
         self.backward.begin()
         if self.recorded is not None:
             self.recorded.begin()
@@ -143,6 +150,8 @@ class TrainingStep:
 
     def flush(self, learn: Trainer) -> None:
         """Step on gradients that are left when an epoch ended before its last batch could step."""
+        if self.network.parallel is not None and self._has_buffers:
+            synchronize_buffers(learn.model)  # a cancelled batch has moved them, too
         if not self._micro:
             return
         if self.network.parallel is not None:
@@ -186,6 +195,7 @@ class TrainingStep:
         return torch.amp.GradScaler(self.device.type, enabled=self.network.precision == "fp16")
 
     def _finish(self, learn: Trainer) -> None:
+        self.network.mean_gradients(self._beside)
         if self._scales or self.clip is not None or len(self._micro) > 1:
             self._finish_gradients(learn.model)
         learn.loop.fire_together(learn, "on_backward_end")

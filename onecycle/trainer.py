@@ -40,7 +40,7 @@ from onecycle.callbacks.short_run import ShortRun
 from onecycle.callbacks.time_budget import TimeBudget
 from onecycle.callbacks.torch_scheduler import TorchScheduler
 from onecycle.data.loaders import DataLoaders, as_loaders, check_loader
-from onecycle.data.sharding import part_of
+from onecycle.data.sharding import part_of, repeats
 from onecycle.display import surface
 from onecycle.evaluation import Evaluator, finished
 from onecycle.found import LRFind
@@ -527,7 +527,7 @@ class Trainer:
 
         `metrics` are the learner's own where they are not given.
         """
-        scores = Scores(self.metrics if metrics is None else metrics, self.world)
+        scores = Scores(self.metrics if metrics is None else metrics, self.world, self.device)
 
         def take(batch: Any, target: Any, pred: Any) -> None:
             batches.require_target(batch, target)
@@ -711,6 +711,9 @@ class Trainer:
         if loader is None:
             raise ValueError("dl must be given: this learner has no validation data")
         check_loader("dl", loader)
+        train = self.data.train
+        if loader is self.data.valid or (loader is train and not repeats(train)):
+            return loader  # this process's own already
         part: Iterable[Any] = part_of(loader, self.world, "dl")
         return part
 

@@ -88,6 +88,11 @@ class LRFinder(Callback):
         if done or not math.isfinite(self.losses[-1]) or (self.stop_div and self._diverges()):
             raise CancelTrain
 
+    def on_train_end(self, learn: Learner) -> None:
+        """Of several processes take the sweep of one that has seen a loss that is not finite."""
+        everyone = learn.world.gather((self.lrs, self.losses))
+        self.lrs, self.losses = max(everyone, key=lambda sweep: len(sweep[1]))
+
     def check(self) -> None:
         """Refuse a sweep that has nothing to say.
 

@@ -85,7 +85,7 @@ class TimeBudget(Callback):
         self._steps += 1
         self._read(learn)
         over = self._before is not None and (learn.step > self._before or not self.left)
-        learn.loop.over = learn.loop.over or bool(learn.world.number(over))
+        self._end_if(learn, over)
 
     def on_validate_begin(self, learn: Learner) -> None:  # noqa: ARG002
         """Note the time."""
@@ -98,8 +98,7 @@ class TimeBudget(Callback):
 
     def on_epoch_end(self, learn: Learner) -> None:
         """End the run in time where no batch is ever begun."""
-        over = not (self._trained or self.left)
-        learn.loop.over = learn.loop.over or bool(learn.world.number(over))
+        self._end_if(learn, not (self._trained or self.left))
 
     def state_dict(self) -> dict[str, Any]:
         """Return the time used and what was measured."""
@@ -112,6 +111,10 @@ class TimeBudget(Callback):
             if name != "used":
                 setattr(self, name, value)
         self._began = time.monotonic() - state["used"]
+
+    def _end_if(self, learn: Learner, over: bool) -> None:
+        if learn.world.number(over):  # all ask, whatever else may have ended the run
+            learn.loop.over = True
 
     def _read(self, learn: Learner) -> None:
         """Take the progress that a step would have which begins now."""

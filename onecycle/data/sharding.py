@@ -8,7 +8,7 @@ would have none, it gets a sample of another one to fill in, which does not coun
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 from torch.utils.data import BatchSampler as TorchBatchSampler
@@ -38,7 +38,7 @@ def part_of(loader: Any, world: World, name: str) -> Any:
     if isinstance(loader, InMemoryLoader):
         return loader.part(world.rank, world.size)
     if isinstance(loader, DataLoader) and not isinstance(loader.dataset, IterableDataset):
-        if isinstance(loader.sampler, DistributedSampler) and name != "valid":
+        if repeats(loader) and name == "train":
             return loader
         if loader.batch_sampler is not None:
             return _loader_of_part(loader, world)
@@ -56,6 +56,11 @@ def is_part(loader: Any) -> bool:
     return getattr(_divider(loader), "parts", 1) > 1
 
 
+def repeats(loader: Any) -> bool:
+    """Tell whether samples come twice, as torch's DistributedSampler has it for even parts."""
+    return isinstance(getattr(loader, "sampler", None), DistributedSampler)
+
+
 def fills_in(loader: Any, k: int) -> bool:
     """Tell whether batch `k` is there only so that all processes have equally many.
 
@@ -68,7 +73,8 @@ def fills_in(loader: Any, k: int) -> bool:
 
 
 def _divider(loader: Any) -> Any:
-    return getattr(loader, "batch_sampler", None) or loader
+    sampler = getattr(loader, "batch_sampler", None)
+    return loader if sampler is None else sampler  # not by `or`: the length may be unknown
 
 
 class SequencePart:
@@ -116,8 +122,9 @@ class PartSampler:
         self.batch_sampler, self.rank, self.parts = batches, rank, parts
         self.batch_size = getattr(batches, "batch_size", 0) * parts or None
         self.drop_last = bool(getattr(batches, "drop_last", False))
+        self.sampler = getattr(batches, "sampler", ())
         self._first = first
-        self._samples: list[int] = []  # in each batch of all
+        self.samples: list[int] = []  # in each batch of all, of the latest pass
 
     def __len__(self) -> int:
         """Return the number of batches."""
@@ -126,18 +133,66 @@ class PartSampler:
 
     def __iter__(self) -> Iterator[list[Any]]:
         """Yield the indices of this part of each batch."""
-        drawn = self._first(lambda: [list(batch) for batch in self.batch_sampler])
+        return PartIterator(self, iter(self.batch_sampler))
+
+    def joined(self, batches: Iterable[Any]) -> list[list[Any]]:
+        """Return the indices of each batch of all, as the first process draws them."""
+        drawn = self._first(lambda: [list(batch) for batch in batches])
         groups = [drawn[i : i + self.parts] for i in range(0, len(drawn), self.parts)]
         if self.drop_last and groups and len(groups[-1]) < self.parts:
             groups.pop()
-        joined = [[index for batch in group for index in batch] for group in groups]
-        self._samples = list(map(len, joined))
-        for indices in joined:
-            yield divided(indices, self.rank, self.parts) or indices[:1]
+        return [[index for batch in group for index in batch] for group in groups]
+
+    def own(self, indices: list[Any]) -> list[Any]:
+        """Return this part of a batch of all, or one to fill in where it has none."""
+        own: list[Any] = divided(indices, self.rank, self.parts)
+        return own or indices[:1]
 
     def fills_in(self, k: int) -> bool:
         """See `fills_in` of the module."""
-        return self._samples[k] <= self.rank
+        return self.samples[k] <= self.rank
+
+
+class PartIterator:
+    """One pass of a `PartSampler`, which a StatefulDataLoader can save and go on with.
+
+    >>> sampler = PartSampler([[0, 1], [2, 3], [4]], rank=0, parts=2, first=lambda make: make())
+    >>> batches = iter(sampler)
+    >>> next(batches), batches.state_dict()
+    ([0, 1], {'drawn': [[0, 1, 2, 3], [4]], 'taken': 1})
+    """
+
+    def __init__(self, sampler: PartSampler, batches: Iterator[Any]) -> None:
+        self._sampler, self._batches = sampler, batches
+        self._drawn: list[list[Any]] | None = None
+        self._taken = 0
+
+    def __iter__(self) -> PartIterator:
+        """Return itself."""
+        return self
+
+    def __next__(self) -> list[Any]:
+        """Return the indices of this part of the next batch."""
+        if self._drawn is None:
+            self._begin(self._sampler.joined(self._batches))
+        drawn = self._drawn or []
+        if self._taken == len(drawn):
+            raise StopIteration
+        self._taken += 1
+        return self._sampler.own(drawn[self._taken - 1])
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the order of this pass, and how much of it was taken."""
+        return {"drawn": self._drawn, "taken": self._taken}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on there."""
+        self._taken = state["taken"]
+        if state["drawn"] is not None:
+            self._begin(state["drawn"])
+
+    def _begin(self, drawn: list[list[Any]]) -> None:
+        self._drawn, self._sampler.samples = drawn, list(map(len, drawn))
 
 
 def divided(items: Sequence[Any], rank: int, parts: int) -> Any:
@@ -154,9 +209,9 @@ def divided(items: Sequence[Any], rank: int, parts: int) -> Any:
 def _loader_of_part(loader: DataLoader[Any], world: World) -> DataLoader[Any]:
     """Return a DataLoader that is `loader` in all but its batches."""
     sampler: Any = loader.batch_sampler
-    if isinstance(loader.sampler, DistributedSampler):
-        # It repeats samples until all have equally many, and they would be counted twice.
-        whole = SequentialSampler(range(len(loader.sampler.dataset)))  # type: ignore[arg-type]
+    if repeats(loader):
+        # They would be counted twice.
+        whole = SequentialSampler(range(len(loader.sampler.dataset)))  # type: ignore[attr-defined]
         sampler = TorchBatchSampler(whole, loader.batch_size or 1, drop_last=False)
     names = (
         *("num_workers", "collate_fn", "pin_memory", "timeout", "worker_init_fn"),
