@@ -12,6 +12,7 @@ import platform
 import statistics
 import time
 
+import harness
 import torch
 from torch import nn
 from torch.nn import functional
