@@ -1,5 +1,7 @@
 """What every test starts from: one seed, no display, real digits."""
 
+import os
+
 import matplotlib as mpl
 import pytest
 import torch
@@ -11,6 +13,13 @@ from onecycle.data import digits
 
 mpl.use("Agg")
 collect_ignore_glob = ["benchmarks/reliability/*"]  # commands, which import each other by name
+
+
+def pytest_configure(config):
+    """Of the workers that share the machine each has one thread, and so have their processes."""
+    if hasattr(config, "workerinput"):
+        torch.set_num_threads(1)
+        os.environ["OMP_NUM_THREADS"] = "1"
 
 
 @pytest.fixture(autouse=True)
