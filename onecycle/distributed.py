@@ -30,6 +30,7 @@ VALUES = 4  # numbers that each process brings to a meeting
 FAILED = -1.0
 GRACE = 3.0  # seconds to wait for a sign of the others, once one is missing
 ASK = 0.5  # seconds between two looks whether another process misses one
+LINGER = 0.3  # seconds for a process that has failed to say so before the others end
 LAST = 5.0  # seconds to wait for the others when this process has failed
 MISSING = object()
 
@@ -157,19 +158,30 @@ class World:
             return error
         if isinstance(error, PeerError):
             self.broken = True
+            time.sleep(LINGER)
             return error
         if _is_of_connection(error):
             self.broken = True
             return PeerError(self._missed())
         with suppress(Exception):
-            text = f"{type(error).__name__}: {error}".splitlines()[0]
+            lines = f"{type(error).__name__}: {error}".splitlines()
+            text = lines[-1] if "DataLoader worker" in lines[0] else lines[0]
             _store().set(f"failed/{self.rank}", text)
             self._exchange([0.0, FAILED, *[0.0] * (VALUES + 1)], timeout=LAST)
         self.broken = True
         return error
 
     def begin(self) -> None:
-        """A run begins, for which nothing has failed so far."""
+        """A run begins, for which nothing has failed so far.
+
+        Raises:
+            RuntimeError: there are several processes, and this one did not know of them.
+        """
+        if self.size == 1 and _described() > 1:
+            raise RuntimeError(
+                "this Learner was made before the processes were there, so each would train by "
+                "itself: make it in the function that launch runs, or after init_process_group"
+            )
         self.broken, self.agreed = False, None
 
     def _exchange(self, row: list[float], timeout: float | None = None) -> Tensor:
@@ -213,7 +225,7 @@ class World:
             return self._said(failed)
         if silent:
             names = ", ".join(map(str, silent))
-            return f"rank {names} is gone: killed, or its machine is not there any more"
+            return f"rank {names} is gone: killed, ended, or its machine is not there any more"
         return "the connection between the processes is broken"
 
 
@@ -240,12 +252,16 @@ def join() -> World:
 
     That is where the environment has RANK and WORLD_SIZE and nobody has joined yet.
     """
-    described = {"RANK", "WORLD_SIZE"} <= os.environ.keys()
-    if described and int(os.environ["WORLD_SIZE"]) > 1 and dist.is_available():
+    if _described() > 1 and dist.is_available():
         if not dist.is_initialized():
             dist.init_process_group()
         _group()  # all processes make it at the same place
     return World()
+
+
+def _described() -> int:
+    """Return how many processes the environment says there are."""
+    return int(os.environ["WORLD_SIZE"]) if {"RANK", "WORLD_SIZE"} <= os.environ.keys() else 1
 
 
 def local_device() -> torch.device | None:

@@ -76,6 +76,8 @@ class Interrupts:
                 raise
 
     def _take(self, number: int, frame: Any) -> None:
+        if number == signal.SIGINT and os.getpid() != self._process:
+            return  # Ctrl-C goes to all processes; the batch a worker reads may still be needed
         self.pending.append((number, frame))
         if len(self.pending) > 1 or os.getpid() != self._process:
             self.deliver()

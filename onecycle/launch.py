@@ -13,7 +13,9 @@ from typing import Any
 import torch
 from torch import distributed as dist
 
+import __main__
 from onecycle import checks
+from onecycle.distributed import PeerError
 
 
 def launch(fn: Callable[..., Any], nproc: int, *args: Any, start_method: str | None = None) -> Any:
@@ -33,9 +35,10 @@ def launch(fn: Callable[..., Any], nproc: int, *args: Any, start_method: str | N
     Raises:
         ValueError, TypeError: an argument out of its range; a function of a notebook, which cannot
             be spawned.
-        torch.distributed.elastic.multiprocessing.errors.ChildFailedError: a process has failed; the
-            others were ended, and its message names the first one.
+        RuntimeError: a process has failed, and the others were ended; it has the rank, the error
+            and where that was raised.
     """
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
     if not callable(fn):
@@ -44,15 +47,11 @@ def launch(fn: Callable[..., Any], nproc: int, *args: Any, start_method: str | N
     methods = multiprocessing.get_all_start_methods()
     forks = "fork" in methods and not torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
     method = checks.choice("start_method", start_method or ("fork" if forks else "spawn"), methods)
-    if (
-        method != "fork"
-        and fn.__module__ == "__main__"
-        and multiprocessing.parent_process() is None
-    ):
+    notebook = fn.__module__ == "__main__" and not hasattr(__main__, "__file__")
+    if method != "fork" and notebook:
         raise ValueError(
-            f"fn: {fn.__qualname__} is defined in a notebook or script, which a process that is "
-            "not forked cannot import: put it into a module, or call launch before anything "
-            "uses CUDA"
+            f"fn: {fn.__qualname__} is defined in a notebook, which a process that is not forked "
+            "cannot import: put it into a module, or call launch before anything uses CUDA"
         )
     config = LaunchConfig(
         min_nodes=1,
@@ -66,8 +65,26 @@ def launch(fn: Callable[..., Any], nproc: int, *args: Any, start_method: str | N
         monitor_interval=0.05,
     )
     started = multiprocessing.get_context(method).Barrier(nproc)
-    with _handlers_kept():
-        return elastic_launch(config, _run)(started, fn, args)[0]
+    try:
+        with _handlers_kept():
+            return elastic_launch(config, _run)(started, fn, args)[0]
+    except ChildFailedError as error:
+        raise RuntimeError(_told(error.failures)) from None
+
+
+def _told(failures: dict[int, Any]) -> str:
+    """Return what the process says that has failed by itself, or was killed."""
+    messages = {rank: failure.message for rank, failure in failures.items()}
+    errors = {
+        rank: message.get("message", "") if isinstance(message, dict) else message
+        for rank, message in messages.items()
+    }
+    own = [rank for rank, text in errors.items() if not text.startswith(PeerError.__name__)]
+    rank = min(own or failures)
+    message = messages[rank]
+    info = message.get("extraInfo", {}) if isinstance(message, dict) else {}
+    where = info.get("py_callstack", "")
+    return f"rank {rank} has failed: {errors[rank]}\n{where}".rstrip()
 
 
 @contextmanager

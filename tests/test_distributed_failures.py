@@ -19,6 +19,7 @@ from onecycle import (
     DataLoaders,
     Learner,
     accuracy,
+    launch,
 )
 from onecycle.distributed import PeerError
 
@@ -303,3 +304,21 @@ def test_random_faults(tmp_path, seed):
 @pytest.mark.parametrize("seed", range(100, 200))
 def test_a_hundred_random_faults(tmp_path, seed):
     check_fault(seed, tmp_path / "fault")
+
+
+def fails_on_its_own(where):
+    if where == "before" and os.environ["RANK"] == "1":
+        raise KeyError("a fault before the fit")
+    learn = learner(int(os.environ["RANK"]))
+    learn.fit_one_cycle(EPOCHS, 0.1, callbacks=At("on_batch_end", raises(KeyError("in the fit"))))
+
+
+@pytest.mark.parametrize(("where", "text"), [("before", "before the fit"), ("fit", "in the fit")])
+def test_launch_tells_the_error_that_was_the_first(where, text):
+    with pytest.raises(RuntimeError, match=f"rank 1 has failed: KeyError: .*{text}"):
+        launch(fails_on_its_own, 2, where)
+
+
+def test_a_learner_from_before_the_processes_is_refused(learn):
+    with pytest.raises(RuntimeError, match="made before the processes"):
+        launch(learn.fit, 2, 1)
