@@ -184,6 +184,11 @@ class World:
             )
         self.broken, self.agreed = False, None
 
+    def forget(self) -> None:
+        """All have begun anew, so what this process has said of an earlier failure is over."""
+        if not self.alone:
+            _store().delete_key(f"failed/{self.rank}")
+
     def _exchange(self, row: list[float], timeout: float | None = None) -> Tensor:
         mine = torch.tensor(row, dtype=torch.float64)
         rows = torch.empty(self.size * len(row), dtype=torch.float64)
@@ -264,13 +269,27 @@ def _described() -> int:
     return int(os.environ["WORLD_SIZE"]) if {"RANK", "WORLD_SIZE"} <= os.environ.keys() else 1
 
 
-def local_device() -> torch.device | None:
-    """Return the GPU of this process where several share a machine, None where that is not so."""
-    if size() == 1 or not torch.cuda.is_available():
-        return None
-    device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", rank())))
-    torch.cuda.set_device(device)
-    return device
+def own_device(device: torch.device | str | None) -> torch.device | str | None:
+    """Return the GPU of this process for None or "cuda"; any other device is what it is.
+
+    >>> own_device("cpu")
+    'cpu'
+    """
+    if size() == 1 or str(device) not in ("None", "cuda") or not torch.cuda.is_available():
+        return device
+    # A process may see no other GPU than its own.
+    number = int(os.environ.get("LOCAL_RANK", rank())) % torch.cuda.device_count()
+    torch.cuda.set_device(number)
+    return torch.device("cuda", number)
+
+
+@torch.no_grad()
+def synchronize(module: nn.Module) -> None:
+    """Give every process the parameters and buffers of the first one."""
+    for tensor in (*module.parameters(), *module.buffers()):
+        whole = tensor.detach().contiguous()  # of a part of a tensor, torch would send what is near
+        dist.broadcast(whole, src=0)
+        tensor.copy_(whole)
 
 
 @torch.no_grad()

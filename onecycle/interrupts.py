@@ -9,10 +9,13 @@ from collections.abc import Callable
 from typing import Any
 
 HELD = (signal.SIGINT, signal.SIGTERM)
+ELASTIC = "TORCHELASTIC_RUN_ID"  # in the environment of each process that torchrun has started
 
 
 class Interrupts:
     """Holds the first signal back until `deliver`; a second one acts at once.
+
+    Under torchrun it is the third: what a terminal sends to all, torchrun passes on to all as well.
 
     Python's own Ctrl-C then raises KeyboardInterrupt, SIGTERM raises SystemExit(143), as a shell
     reports it, and a handler that was there before is called. Signals that are ignored stay so.
@@ -79,9 +82,10 @@ class Interrupts:
         if number == signal.SIGINT and os.getpid() != self._process:
             return  # Ctrl-C goes to all processes; the batch a worker reads may still be needed
         self.pending.append((number, frame))
-        if len(self.pending) > 1 or os.getpid() != self._process:
+        echoes = ELASTIC in os.environ
+        if len(self.pending) > 1 + echoes or os.getpid() != self._process:
             self.deliver()
-        elif hasattr(signal, "SIGCHLD"):
+        elif len(self.pending) == 1 and hasattr(signal, "SIGCHLD"):
             # A signal to all processes ends the workers, too; torch's handler would raise for them
             # in the middle of this step.
             self._of_children = signal.getsignal(signal.SIGCHLD)

@@ -129,8 +129,11 @@ class Loop:
             try:
                 self.hooks, self.running = hooks, True
                 learn.world.meet("fit")
-                with suppress(Cancel), learn.network.together(learn.world):
-                    self._train(learn, epochs, saved, resumed=resumed, validate=aside is None)
+                learn.world.forget()
+                with learn.network.together(learn.world):
+                    with suppress(Cancel):
+                        self._train(learn, epochs, saved, resumed=resumed, validate=aside is None)
+                    learn.training_step.synchronize(learn)
                 self._end(learn)
                 for saver in savers:
                     saver.end(learn)
@@ -202,6 +205,8 @@ class Loop:
             except Exception as error:  # noqa: BLE001 - raised below, once the others have saved
                 failure = failure or error
         if stopping:
+            if not learn.world.alone:  # or who has nothing to write ends, and so who writes
+                self.meet(learn, "stop")
             number, self.stop = self.stop, 0
             self.interrupts.deliver(number)
         if failure is not None:
@@ -365,6 +370,8 @@ def _validate(learn: Trainer) -> None:
             raise Interrupted
 
     if learn.data.valid is not None:  # a hook may have taken it away
+        if learn.loop.stop:  # all know of it, and not each of them need have a batch
+            raise Interrupted
         with noted("on the validation data"):
             scores = learn.evaluate(learn.data.valid, watch)
         if not learn.world.alone:

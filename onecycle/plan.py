@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from onecycle import optimizers, schedules
+from onecycle import distributed, optimizers, schedules
 from onecycle.callback import Callback
 from onecycle.callbacks.scheduler import OneCycleScheduler, ParamScheduler
 from onecycle.data.reading import n_samples
+from onecycle.data.sharding import is_part
 from onecycle.schedules.spec import OWN, built, describe
 
 if TYPE_CHECKING:
@@ -75,7 +76,7 @@ def batch_size(loader: Any) -> int | None:
     """
     of_sampler = getattr(getattr(loader, "batch_sampler", None), "batch_size", None)
     size: int | None = getattr(loader, "batch_size", None) or of_sampler
-    return size
+    return size if size is None or is_part(loader) else size * distributed.size()
 
 
 def scheduler_of(plan: Plan) -> ParamScheduler | OneCycleScheduler | None:
@@ -111,7 +112,8 @@ def difference(saved: Plan, here: Plan) -> str | None:
     for name in [*saved, *(name for name in here if name not in saved)]:
         different = _difference(saved.get(name), here.get(name))
         if different is not None:
-            return f"{name}: {different}"
+            of_all = ", of all processes together" if name == "batch_size" else ""
+            return f"{name}: {different}{of_all}"
     return None
 
 

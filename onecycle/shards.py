@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch import distributed as dist
 
 Shard = Callable[[nn.Module], object]
 
@@ -36,7 +35,7 @@ def is_shard(value: Any) -> bool:
 
 
 def apply(shard: Shard, model: nn.Module, processes: int) -> None:
-    """Have `shard` give `model` to `fully_shard`; it begins with the weights of the first process.
+    """Have `shard` give `model`, the same in all processes, to `fully_shard`.
 
     One process by itself has nothing to share, and its model stays as it is.
 
@@ -52,8 +51,6 @@ def apply(shard: Shard, model: nn.Module, processes: int) -> None:
         return
     if is_sharded(model):
         raise ValueError("shard: the model was given to fully_shard already, leave one of them out")
-    for tensor in (*model.parameters(), *model.buffers()):
-        dist.broadcast(tensor.detach(), src=0)
     shard(model)
     if not is_sharded(model):
         raise ValueError("shard must give the model, and parts of it, to fully_shard; it did not")

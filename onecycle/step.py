@@ -140,6 +140,11 @@ class TrainingStep:
         if self.recorded is not None:
             self.recorded.begin()
 
+    def synchronize(self, learn: Trainer) -> None:
+        """Give all processes the same buffers, which a cancelled batch has moved, too."""
+        if self._has_buffers and not learn.world.alone:
+            synchronize_buffers(learn.model)
+
     def end(self) -> None:
         """Let go of what a run has needed."""
         self.network.reshard()
@@ -150,8 +155,7 @@ class TrainingStep:
 
     def flush(self, learn: Trainer) -> None:
         """Step on gradients that are left when an epoch ended before its last batch could step."""
-        if self.network.parallel is not None and self._has_buffers:
-            synchronize_buffers(learn.model)  # a cancelled batch has moved them, too
+        self.synchronize(learn)
         if not self._micro:
             return
         if self.network.parallel is not None:
@@ -230,7 +234,7 @@ class TrainingStep:
             raise CancelBatch
         self.guard.keep()
 
-    def _backward(self, loss: Tensor, mean: Tensor, n: int, share: float | Tensor = 1.0) -> None:
+    def _backward(self, loss: Tensor, mean: Tensor, n: int, share: float = 1.0) -> None:
         """Add to the gradients.
 
         Args:
@@ -241,7 +245,7 @@ class TrainingStep:
         """
         # Gradients add up as sums of n * mean; in units of the first batch equal batches weigh 1.
         weight = share * (n / self._micro[0][1]) if self._micro else share
-        weighted = loss if isinstance(weight, float) and weight == 1.0 else loss * weight
+        weighted = loss if weight == 1.0 else loss * weight
         self.backward(self.scaler.scale(weighted) if self._scales else weighted)
         self._micro.append((mean, n))
 
@@ -254,20 +258,18 @@ class TrainingStep:
         rows = learn.loop.meet(learn, "batch", None, own, known, 0.0)
         require_alike(rows)
         n = int(rows[:, 0].sum())
-        share: float | Tensor = own * learn.world.size / n
+        share = own * learn.world.size / n
         if waits:
             bad = (~rows[:, 1].isfinite()).nonzero().flatten().tolist()
             mean = (rows[:, 0] * rows[:, 1]).sum().div(n).to(loss)
-            self.guard.check_loss(learn, mean, f" on rank {bad[0]}" if bad else "")
+            where = f" on rank {bad[0]}" if bad else ""
         else:
-            mean = loss * (own / n)
+            mean, where = loss * (own / n) if own else torch.zeros_like(loss), ""
             dist.all_reduce(mean)
-            # By the gradients all processes see it, without a wait for the device.
-            share = torch.where(loss.isfinite(), share, math.nan)
+        self.guard.check_loss(learn, mean, where)
         self._backward(learn.loss, mean, n, share)
         self.network.backward_done()
-        if self._has_buffers:  # not before, for the backward pass of batch norm reads them
-            synchronize_buffers(learn.model)
+        self.synchronize(learn)  # not before, for the backward pass of batch norm reads them
 
     def _finish_gradients(self, model: nn.Module) -> None:
         """Turn the gathered gradients into those of the mean loss, and clip them."""

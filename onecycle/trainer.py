@@ -112,12 +112,15 @@ class Trainer:
         self.world = distributed.join()
         self.data = as_loaders(data)
         self.metrics = named(metrics)
-        self.device = batches.as_device(distributed.local_device() if device is None else device)
+        self.device = batches.as_device(distributed.own_device(device))
         for metric in self.metrics.values():
             if isinstance(metric, nn.Module):
                 metric.to(self.device)
         self.callbacks = [*as_callbacks(callbacks), *([LivePlot()] if live_plot else [])]
         model = model.to(self.device)
+        if self.world.size > 1 and not shards.is_sharded(model):
+            self.world.meet("Learner")
+            distributed.synchronize(model)
         if shard is not None:
             shards.apply(shard, model, self.world.size)
         self.network = Network(

@@ -116,7 +116,7 @@ LEARNERS = [
         lambda d: Learner(cut(d, n=240), mlp()),
     ),
     (
-        "batch_size: the saved run has 30, this one 60",
+        "batch_size: the saved run has 30, this one 60, of all processes together",
         lambda d: Learner(cut(d, batch_size=60), mlp()),
     ),
     (

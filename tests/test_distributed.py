@@ -21,6 +21,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:'set_vital' is deprecated")  # t
 LENGTHS = (*range(1, 26), 37, 41)  # samples, of which a batch of all has 12
 OF_FOUR = ("augmented, none left", "torch, none left", "list", "accumulate")
 FITS = [(2, name) for name in CASES] + [(4, name) for name in OF_FOUR]
+DIVIDED = "in_memory", "torch", "sampler"  # data that are divided, and such as were already
 COARSE = {"bf16": 1e-2, "fp16": 1e-3}
 
 
@@ -58,6 +59,7 @@ def two(folder):
                     worlds.by_the_clock,
                     worlds.reductions,
                     worlds.sharded,
+                    worlds.unlike,
                     worlds.own_validation,
                     worlds.refusals,
                 )
@@ -153,10 +155,12 @@ def test_only_the_first_process_writes(two, folder):
 
 def test_one_table_says_how_large_a_step_is(capfd, monkeypatch):
     monkeypatch.setenv("ONECYCLE_PROGRESS", "log")
-    worlds.everywhere(worlds.trained, 2, worlds.Case(accumulate=2))
+    calls = [(data, worlds.trained, worlds.Case(data, accumulate=2)) for data in DIVIDED]
+    worlds.everywhere(worlds.all_of, 2, calls)
     shown = capfd.readouterr().out
-    assert shown.count("train_loss") == 1
-    assert "2 processes: 16 samples each x 2 batches, so 64 in a step" in shown
+    assert shown.count("train_loss") == len(DIVIDED)
+    line = "2 processes: 16 samples each x 2 batches, so 64 in a step"
+    assert shown.count(line) == len(DIVIDED)
 
 
 @pytest.mark.parametrize(
@@ -198,6 +202,10 @@ def test_the_validation_loss_is_that_of_one_process(world, n):
     first, *others = [losses_of(result["evaluations"]) for result in world(n)]
     assert near(losses_of(alone(worlds.evaluations, LENGTHS)), first)
     assert all(other == first for other in others)
+
+
+def test_before_a_fit_all_have_the_weights_of_the_first(two):
+    assert near(alone(worlds.unlike), two[0]["unlike"])
 
 
 def test_validation_data_of_each_process_are_not_divided_again(two):

@@ -19,6 +19,7 @@ from onecycle import (
     DataLoaders,
     Learner,
     accuracy,
+    distributed,
     launch,
 )
 from onecycle.distributed import PeerError
@@ -50,7 +51,7 @@ def learner(rank, size=2, **options):
     x = torch.randn(STEPS * 8 * size - 5, 10)
     y = (x[:, 0] > 0).long()
     data = DataLoaders.from_tensors(x, y, valid=(x[:37], y[:37]), batch_size=8)
-    model = nn.Sequential(nn.Linear(10, 8), nn.Tanh(), nn.Linear(8, 2))
+    model = nn.Sequential(nn.Linear(10, 8), nn.BatchNorm1d(8), nn.Tanh(), nn.Linear(8, 2))
     learn = Learner(data, model, metrics=[accuracy], **options)
     learn.display.bar = learn.display.table = False
     return learn
@@ -63,7 +64,7 @@ def outcome(learn, *callbacks):
         learn.fit_one_cycle(EPOCHS, 0.1, callbacks=callbacks)
     except BaseException as raised:  # noqa: BLE001 - looked at by the tests
         error = raised
-    weights = torch.cat([p.detach().flatten() for p in learn.model.parameters()])
+    weights = torch.cat([value.flatten() for value in learn.model.state_dict().values()])
     return learn.step, len(learn.recorder.history), weights, error
 
 
@@ -171,8 +172,48 @@ def test_nan_on_one_rank_stops_all_before_the_step():
     assert torch.equal(ends[0].value[2], ends[1].value[2])
 
 
+def as_on_an_accelerator(rank):
+    """Whether a fit as on an accelerator has the weights of one on the CPU, what ends one there."""
+    ends = [outcome(learner(rank))]
+    for how in ("nothing", "nan"):
+        learn = learner(rank)
+        model = nn.Sequential(*learn.model, Fails(how))
+        learn = Learner(learn.data, model)
+        learn.training_step.device = torch.device("meta")  # anything but a CPU
+        learn.display.table = learn.display.bar = False
+        ends.append(outcome(learn))
+    return torch.allclose(ends[0][2], ends[1][2]), ends[2]
+
+
+def own_devices(rank):
+    """What becomes of device= where there are two GPUs."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.cuda, "is_available", lambda: True)
+        patch.setattr(torch.cuda, "device_count", lambda: 2)
+        patch.setattr(torch.cuda, "set_device", lambda number: None)
+        return [str(distributed.own_device(device)) for device in (None, "cuda", "cuda:1", "cpu")]
+
+
+def test_each_of_three_processes_has_a_gpu_of_its_own_while_there_are_some():
+    found = [end.value for end in processes.run(own_devices, 3)]
+    assert [own[:2] for own in found] == [[f"cuda:{number}"] * 2 for number in (0, 1, 0)]
+    assert all(own[2:] == ["cuda:1", "cpu"] for own in found)
+
+
+def test_processes_with_an_accelerator_each_do_the_same():
+    """Their way, on the CPU: the joint loss tells what is not finite, and not the meeting."""
+    ends = processes.run(as_on_an_accelerator, 2)
+    for end in ends:
+        alike, (steps, _, _, error) = end.value
+        assert alike
+        assert steps == WHEN
+        assert f"the loss is nan at step {WHEN + 1}" in str(error)
+
+
 def killed(rank, event, victim):
     learn = learner(rank, size=3)
+    earlier = At("on_batch_begin", raises(KeyError("of an earlier fit")), rank=2, step=0)
+    outcome(learn, earlier)
     kill = At(event, lambda learn: os.kill(os.getpid(), signal.SIGKILL), rank=victim)
     began = time.monotonic()
     return *outcome(learn, kill), time.monotonic() - began
@@ -189,10 +230,28 @@ def test_when_one_process_is_killed_the_others_end_and_name_it(event, victim):
     assert left[0].value[0] == left[1].value[0]
 
 
+class SlowCheckpoint(Checkpoint):
+    """Takes its time to write, after it has everything of the other processes."""
+
+    written = 0.0
+
+    def rest(self, learn, *, stopping, **place):
+        super().rest(learn, stopping=stopping, **place)
+        if stopping and learn.world.rank == 0:
+            time.sleep(0.5)
+            self.written = time.time()
+
+
 def interrupted(rank, number, path):
+    """Interrupt the end of an epoch whose validation has one sample for all, and a step."""
     learn = learner(rank)
+    learn.data = learn.data.train, [tuple(t[:1] for t in learn.data.valid.tensors)]
+    send = At("on_batch_end", lambda learn: os.kill(os.getpid(), number), step=STEPS)
+    of_epoch = outcome(learn, send)
+    learn, saver = learner(rank), SlowCheckpoint(path)
+    distributed.LAST = 0.1
     send = At("on_backward_begin", lambda learn: os.kill(os.getpid(), number))
-    return outcome(learn, send, Checkpoint(path))
+    return *outcome(learn, send, saver), time.time(), saver.written, of_epoch
 
 
 @pytest.mark.parametrize(
@@ -204,6 +263,9 @@ def test_a_signal_of_the_system_to_one_process_stops_all_and_saves(tmp_path, num
         assert isinstance(end.value[3], error)
         # The step that was under way is done, or the one after it, where the others hear of it.
         assert end.value[0] == ends[0].value[0] in (WHEN + 1, WHEN + 2)
+        assert end.value[4] > ends[0].value[5] > 0.0  # nobody ends before it is saved
+        assert isinstance(end.value[6][3], error)
+        assert end.value[6][:2] == (STEPS, 0)
     saved = torch.load(tmp_path / "run.pt", weights_only=True)
     assert saved["run"]["place"]["step"] == ends[0].value[0]
 

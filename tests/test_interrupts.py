@@ -129,6 +129,17 @@ def test_a_second_signal_stops_at_once(learn, numbers, error):
     assert learn.step == 10
 
 
+def test_what_torchrun_passes_on_once_more_is_no_second_signal(learn, monkeypatch, tmp_path):
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "1")
+    press = Press("on_backward_begin", 3, [signal.SIGINT] * 2)
+    with pytest.raises(KeyboardInterrupt):
+        learn.fit(1, callbacks=[press, Checkpoint(tmp_path / "run.pt")])
+    assert checkpoint.load(tmp_path / "run.pt")["run"]["place"]["step"] == learn.step == 3
+    with pytest.raises(KeyboardInterrupt):
+        learn.fit(1, callbacks=[Press("on_backward_begin", 3, [signal.SIGINT] * 3)])
+    assert learn.step == 2
+
+
 def test_no_signal_takes_the_place_of_ctrl_c(learn):
     """A handler of one's own that returns ends nothing, and neither does it save from Ctrl-C."""
     calls = []

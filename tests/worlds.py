@@ -354,6 +354,11 @@ def sharded():
     return result(learn)
 
 
+def unlike():
+    """The validation loss of weights that are not the same in each process, before any fit."""
+    return Learner(loaders(), net(), device="cpu").validate()["valid_loss"]
+
+
 def own_validation():
     """The validation loss by a fit and by `validate`, of data that each process has divided."""
     x, y = samples()

@@ -29,8 +29,9 @@ class Checkpoint(Callback):
 
     Where a model is sharded, by `fully_shard`, each process writes its shards through
     torch.distributed.checkpoint into the folder `path.shards`, which belongs to these files and
-    must be moved with them. Any number of processes can go on with such a run, on the same number
-    it ends bit for bit the same; and so can a model that is not sharded.
+    must be moved with them; of several machines all must share the disk. Any number of processes
+    can go on with such a run, on the same number it ends bit for bit the same; and so can a model
+    that is not sharded.
 
     The first is written before the first step, the last when the fit is over. In between a run is
     saved between two batches. Where the training data cannot be brought to a place within an epoch,
