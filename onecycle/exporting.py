@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from onecycle import batch as batches
-from onecycle import checkpoint, checks, distributed, files
+from onecycle import checkpoint, checks, distributed, files, shards
 
 ROWS = 3  # of the batch that a model is traced with, which is no 1: torch takes that for a constant
 SUFFIXES = (".safetensors", ".pt2", ".onnx")
@@ -85,7 +85,7 @@ def restore(
 
 
 def load_model(path: files.PathLike, model: nn.Module | None = None) -> nn.Module:
-    """Return a model from a file; nothing in the file is unpickled as code.
+    """Return a model from a file, in evaluation mode; nothing in it is unpickled as code.
 
     Args:
         path: a file that `Learner.export` wrote, ".safetensors" or ".pt2", or one of
@@ -113,7 +113,7 @@ def load_model(path: files.PathLike, model: nn.Module | None = None) -> nn.Modul
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a torch.nn.Module that takes the weights, got {model!r}")
     restore(file, read(file), model, None)
-    return model
+    return model.eval()
 
 
 def bare(model: nn.Module) -> nn.Module:
@@ -138,7 +138,7 @@ def _tensors(model: nn.Module) -> bytes:
         if not isinstance(value, Tensor):
             raise TypeError(f"model: {name!r} is {type(value).__name__}, safetensors has tensors")
     # A copy of each: the format has no names that share memory, as tied weights do.
-    plain = {name: value.detach().to(CPU, copy=True) for name, value in state.items()}
+    plain = {name: t.detach().to(CPU, copy=True) for name, t in shards.whole(state).items()}
     whole = {name: value.contiguous() for name, value in plain.items()}
     about = {"format": "pt", "written_by": "onecycle", "model": type(model).__name__}
     return bytes(safetensors.save(whole, metadata={**about, "torch": str(torch.__version__)}))
@@ -168,6 +168,11 @@ def _program(model: nn.Module, inputs: Any, *, onnx: bool) -> bytes:
     if onnx:
         for package in ("onnx", "onnxscript"):
             _extra(package, package)
+    if shards.is_sharded(model):
+        raise ValueError(
+            "model: torch.export cannot follow a sharded model; export its weights to "
+            '"model.safetensors", and from a learner of the plain model that has loaded them'
+        )
     # A copy: tracing calls the model, and may leave traces in it.
     traced = deepcopy(model).to(CPU).eval().requires_grad_(False)  # noqa: FBT003 - torch's own
     for tensor in (*traced.parameters(), *traced.buffers()):
