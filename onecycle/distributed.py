@@ -351,9 +351,11 @@ def _arrived(work: Any) -> bool:
     try:
         work.wait(timedelta(seconds=ASK))
     except RuntimeError as error:
-        if "timed out" not in str(error).lower() or work.is_completed():
+        if "timed out" not in str(error).lower():
             raise
-        return False
+        if not work.is_completed():
+            return False
+        work.wait()  # it was done in the meantime, or has failed
     return True
 
 

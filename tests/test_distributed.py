@@ -59,6 +59,7 @@ def two(folder):
                     worlds.by_the_clock,
                     worlds.reductions,
                     worlds.sharded,
+                    worlds.left_over,
                     worlds.unlike,
                     worlds.own_validation,
                     worlds.refusals,
@@ -137,7 +138,11 @@ def test_a_loss_with_parameters_is_trained_together(two):
     assert near(alone(worlds.with_loss_of_its_own), found[0])
 
 
-@pytest.mark.parametrize("name", ["with_norm", "by_the_clock", "sharded", "watched"])
+def test_gradients_that_are_left_at_the_end_of_an_epoch_are_joined(two):
+    assert near(alone(worlds.left_over), two[0]["left_over"])
+
+
+@pytest.mark.parametrize("name", ["with_norm", "by_the_clock", "left_over", "sharded", "watched"])
 def test_processes_stay_alike(two, name):
     assert same(*(result[name] for result in two))
 

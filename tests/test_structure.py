@@ -29,10 +29,10 @@ LAYERS = [
         "parts",
         "extras",
     },
-    {"distributed", "launch", "together", "shards"},
+    {"distributed", "together", "shards"},
     {"snapshot", "schedules", "optimizers", "metrics", "series", "suggest"}
     | {"models", "losses", "display", "plot_lr_find", "network", "recorded"}
-    | {"budget", "plot_epoch_find", "plot_interpretation", "labels", "highest", "shard_files"},
+    | {"budget", "plot_epoch_find", "plot_interpretation", "labels", "highest", "shard_files", "launch"},
     {"checkpoint", "callback", "data", "freezing", "plot_activations", "found"}
     | {"epochs_found", "monitor", "culprit", "muon", "rungs"},
     {"guard", "state", "preflight", "averaging", "readout", "evaluation", "tracking"},

@@ -26,6 +26,7 @@ from onecycle import (
     EMA,
     SWA,
     Callback,
+    CancelBatch,
     Checkpoint,
     DataLoaders,
     EarlyStopping,
@@ -351,6 +352,21 @@ def sharded():
     stream = DataLoaders(DataLoader(Stream(), 8), steps_per_epoch=4, sharded=True)
     learn = make(data=stream)
     learn.fit(2, 0.05)
+    return result(learn)
+
+
+class LeaveOut(Callback):
+    """Cancels the last batch of each epoch, when others have been gathered."""
+
+    def on_backward_begin(self, learn):
+        if learn.last_batch:
+            raise CancelBatch
+
+
+def left_over():
+    """A fit of 5 batches an epoch, of which the fourth is a step by itself in the end."""
+    learn = make(Case(accumulate=3))
+    learn.fit(2, 0.05, callbacks=[LeaveOut])
     return result(learn)
 
 
