@@ -7,6 +7,7 @@ do the same or all end. One who is gone is missed at the next meeting.
 
 from __future__ import annotations
 
+import atexit
 import os
 import time
 import zlib
@@ -260,8 +261,19 @@ def join() -> World:
     if _described() > 1 and dist.is_available():
         if not dist.is_initialized():
             dist.init_process_group()
+            atexit.register(leave)
         _group()  # all processes make it at the same place
     return World()
+
+
+def leave() -> None:
+    """End the connection to the other processes, before the threads that keep it are ended.
+
+    >>> leave()
+    """
+    _made.cache_clear()
+    if _is_initialized():
+        dist.destroy_process_group()
 
 
 def _described() -> int:

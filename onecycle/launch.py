@@ -11,11 +11,10 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import distributed as dist
 
 import __main__
 from onecycle import checks
-from onecycle.distributed import PeerError
+from onecycle.distributed import PeerError, leave
 
 
 def launch(fn: Callable[..., Any], nproc: int, *args: Any, start_method: str | None = None) -> Any:
@@ -122,5 +121,4 @@ def _run(started: Any, fn: Callable[..., Any], args: tuple[Any, ...]) -> Any:
     try:
         return fn(*args)
     finally:
-        if dist.is_initialized():
-            dist.destroy_process_group()
+        leave()

@@ -6,6 +6,9 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+
+from onecycle import launch
 
 FOLDER = Path(__file__).parent.parent / "examples"
 
@@ -28,6 +31,32 @@ def load(name):
 def test_an_example_runs_in_small(name, says, capsys):
     load(name).main(["--smoke"])
     assert says in capsys.readouterr().out
+
+
+def test_ddp_is_the_same_run_by_one_process_and_by_two(tmp_path, capfd):
+    main = load("ddp").main
+    options = ["--smoke", "--checkpoint"]
+    launch(main, 2, [*options, str(tmp_path / "two.pt")])
+    two = capfd.readouterr().out
+    main([*options, str(tmp_path / "one.pt")])
+    one = capfd.readouterr().out
+    assert "2 x 64 images in each of 12 steps" in two
+    assert one.split("accuracy")[-1] == two.split("accuracy")[-1]
+
+
+@pytest.mark.skipif(
+    not hasattr(torch.cpu.Stream, "record_event"), reason="this torch shards on cuda only"
+)
+def test_one_process_goes_on_with_the_fsdp_run_of_two(tmp_path, capfd, monkeypatch):
+    monkeypatch.setenv("ONECYCLE_PROGRESS", "log")
+    main = load("fsdp").main
+    options = ["--smoke", "--half", "--checkpoint", str(tmp_path / "run.pt")]
+    launch(main, 2, [*options, "--stop-at", "6"])
+    assert "saved: learn.resume" in capfd.readouterr().out
+    main(options)
+    done = capfd.readouterr().out
+    assert "resumed from" in done
+    assert "after 15 steps" in done
 
 
 @pytest.mark.extra

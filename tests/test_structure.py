@@ -32,7 +32,15 @@ LAYERS = [
     {"distributed", "together", "shards"},
     {"snapshot", "schedules", "optimizers", "metrics", "series", "suggest"}
     | {"models", "losses", "display", "plot_lr_find", "network", "recorded"}
-    | {"budget", "plot_epoch_find", "plot_interpretation", "labels", "highest", "shard_files", "launch"},
+    | {
+        "budget",
+        "plot_epoch_find",
+        "plot_interpretation",
+        "labels",
+        "highest",
+        "shard_files",
+        "launch",
+    },
     {"checkpoint", "callback", "data", "freezing", "plot_activations", "found"}
     | {"epochs_found", "monitor", "culprit", "muon", "rungs"},
     {"guard", "state", "preflight", "averaging", "readout", "evaluation", "tracking"},
