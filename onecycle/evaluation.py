@@ -28,13 +28,15 @@ class Evaluator:
     Args:
         network: the model.
         modules: the model, and the loss where it is a module.
-        world: the processes, each of which has a part of every batch.
+        world: the processes, if several have a part of every batch each.
     """
 
-    def __init__(self, network: Network, modules: Sequence[nn.Module], world: World) -> None:
+    def __init__(
+        self, network: Network, modules: Sequence[nn.Module], world: World | None = None
+    ) -> None:
         self.network = network
         self.modules = modules
-        self.world = world
+        self.world = World() if world is None else world
         self.model = network.model
         self.device = network.device
 

@@ -354,7 +354,7 @@ def test_ranges_and_grids_on_optuna(learn):
 def test_without_optuna_the_own_search_runs(learn, monkeypatch):
     monkeypatch.setitem(sys.modules, "optuna", None)
     assert learn.find({"max_lr": [0.01]}, epochs=1).study is None
-    with pytest.raises(ImportError, match="pip install optuna"):
+    with pytest.raises(ImportError, match=r"pip install .onecycle.tune"):
         learn.find({"max_lr": [0.01]}, epochs=1, backend="optuna")
 
 

@@ -22,7 +22,7 @@ from onecycle import (
     TensorBoardLogger,
     accuracy,
 )
-from onecycle.callback import CancelTrain
+from onecycle.signals import CancelTrain
 from onecycle.tracking import Tracker, cleaned, figures, flat, records
 
 MAKE = {
