@@ -8,7 +8,6 @@ import warnings
 import zipfile
 from collections.abc import Callable, Mapping
 from copy import deepcopy
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ from torch import Tensor, nn
 
 from onecycle import batch as batches
 from onecycle import checkpoint, checks, distributed, files, shards
+from onecycle.extras import need
 
 ROWS = 3  # of the batch that a model is traced with, which is no 1: torch takes that for a constant
 SUFFIXES = (".safetensors", ".pt2", ".onnx")
@@ -132,7 +132,7 @@ def bare(model: nn.Module) -> nn.Module:
 
 def _tensors(model: nn.Module) -> bytes:
     """Return the state of a model in the format of safetensors."""
-    safetensors = _extra("safetensors.torch", "safetensors")
+    safetensors = need("safetensors.torch", "export")
     state = model.state_dict()
     for name, value in state.items():
         if not isinstance(value, Tensor):
@@ -145,7 +145,7 @@ def _tensors(model: nn.Module) -> bytes:
 
 
 def _read_tensors(file: Path) -> dict[str, Tensor]:
-    safetensors = _extra("safetensors.torch", "safetensors")
+    safetensors = need("safetensors.torch", "export")
     if not file.is_file():
         raise FileNotFoundError(f"path: there is no file {str(file)!r}")
     try:
@@ -167,7 +167,7 @@ def _program(model: nn.Module, inputs: Any, *, onnx: bool) -> bytes:
     """Return the model as a program for batches of any size, as torch.export saves it or ONNX."""
     if onnx:
         for package in ("onnx", "onnxscript"):
-            _extra(package, package)
+            need(package, "export")
     if shards.is_sharded(model):
         raise ValueError(
             "model: torch.export cannot follow a sharded model; export its weights to "
@@ -284,10 +284,3 @@ def _refuse_pickles(content: bytes) -> None:
                 raise ValueError(f"{name} holds objects")
             if name.endswith(".pt") and (pickled := archive.read(name)):
                 torch.load(io.BytesIO(pickled), map_location="cpu", weights_only=True)
-
-
-def _extra(module: str, package: str) -> Any:
-    try:
-        return import_module(module)
-    except ImportError:
-        raise ImportError(f'export needs {package}: pip install "onecycle[export]"') from None

@@ -217,7 +217,8 @@ class Guard:
         text = f"{what} at step {learn.step + 1}, {_place(learn)}: nothing was updated"
         text = f"{text}. {self._advice(learn)}"
         if self._raises:
-            raise FloatingPointError(f'{text}; on_nan="skip" leaves such batches out')
+            where = "" if self._locates else ', "locate" says where it begins'
+            raise FloatingPointError(f'{text}; on_nan="skip" leaves such batches out{where}')
         self._skipped += 1
         if self._skipped <= TOLD:
             more = "; further ones are left out silently" if self._skipped == TOLD else ""

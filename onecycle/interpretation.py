@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from onecycle import checks, plot_interpretation
@@ -97,7 +99,10 @@ class Interpretation:
         (tensor([2., 1.]), tensor([1, 2]))
         """
         if self.losses is None:
-            raise ValueError("losses were not given: make it by learn.interpret()")
+            raise ValueError(
+                "there are no losses: make it by learn.interpret(), with a loss that has one for "
+                'each sample, such as nn.CrossEntropyLoss or a function with reduction="none"'
+            )
         n = len(self.losses)
         k = n if k is None else checks.integer("k", k, high=n)
         # Where a loss is no number it is the first to look at, and so torch sorts it.
@@ -126,7 +131,7 @@ class Interpretation:
         if not (self._has(first) and plot_interpretation.is_image(self.inputs[first])):
             return Table(rows)
         samples = self._inputs([row["sample"] for row in rows])
-        return plot_interpretation.images(samples, [_title(row) for row in rows])
+        return plot_interpretation.images(samples, [_title(row) for row in rows], _heading(rows[0]))
 
     def confusion_matrix(self) -> Array:
         """Return how often each class, a row, was taken for each other, a column: (C, C) counts.
@@ -181,7 +186,7 @@ class Interpretation:
         With tp the samples of a class that were found: precision = tp / predicted, recall = tp /
         support, f1 = 2 tp / (predicted + support), each 0 where nothing is divided. Then the
         accuracy, "macro avg", the mean over classes, and "weighted avg", weighted by the support.
-        They are the figures of scikit-learn's `classification_report`.
+        They are the figures of scikit-learn's `classification_report` with all classes as labels.
 
         Raises:
             ValueError: as `confusion_matrix`.
@@ -287,13 +292,24 @@ def read(
 ) -> Interpretation:
     """Return the interpretation of one pass over `loader`."""
     highest = Highest(checks.integer("keep", keep, low=0))
-    found = evaluator.collect(loader, activation, each=losses, seen=highest)
+    unknown = False
+
+    def known(pred: Any, target: Any, n: int) -> Tensor:
+        nonlocal unknown
+        try:
+            return losses(pred, target, n)
+        except ValueError:  # all but the top losses is there without them
+            unknown = True
+            return torch.full((n,), math.nan)
+
+    preds, targets, each = evaluator.collect(loader, activation, each=known, seen=highest)
     if classes is None:
         own = getattr(getattr(loader, "dataset", None), "classes", None)
-        known = labels(*found[:2])
-        fit = isinstance(own, Sequence) and known is not None and len(own) == known.n_classes
+        counted = labels(preds, targets)
+        fit = isinstance(own, Sequence) and counted is not None and len(own) == counted.n_classes
         classes = own if fit else None
-    return Interpretation(*found, highest.inputs, classes=classes)
+    known_losses = None if unknown else each
+    return Interpretation(preds, targets, known_losses, highest.inputs, classes=classes)
 
 
 def _title(row: Mapping[str, Any]) -> str:
@@ -303,6 +319,16 @@ def _title(row: Mapping[str, Any]) -> str:
     both = [v if isinstance(v, str) else f"{v:.3g}" for v in (row["predicted"], row["actual"])]
     numbers = [f"{row[name]:.3g}" for name in ("loss", "probability") if name in row]
     return f"{' / '.join(both)}\n{', '.join(numbers)}"
+
+
+def _heading(row: Mapping[str, Any]) -> str:
+    """Return what the titles say."""
+    said = {
+        "predicted": "predicted / actual",
+        "loss": "loss",
+        "probability": "probability of predicted",
+    }
+    return ", ".join(text for name, text in said.items() if name in row)
 
 
 def _described(value: Any) -> str:

@@ -68,7 +68,7 @@ def is_image(sample: Any) -> bool:
     return sample.ndim == 2 or (sample.ndim == 3 and sample.shape[0] in CHANNELS)
 
 
-def images(samples: Sequence[Tensor], titles: Sequence[str]) -> list[Axes]:
+def images(samples: Sequence[Tensor], titles: Sequence[str], heading: str) -> list[Axes]:
     """Draw images under their titles, each from its own lowest value to its highest."""
     import matplotlib.pyplot as plt
 
@@ -82,7 +82,7 @@ def images(samples: Sequence[Tensor], titles: Sequence[str]) -> list[Axes]:
     for ax, sample, title in zip(drawn, samples, titles, strict=False):
         ax.imshow(_pixels(sample), cmap="gray", vmin=0.0, vmax=1.0)
         ax.set_title("\n".join(fill(line, LETTERS) for line in title.splitlines()), fontsize=8)
-    figure.suptitle("predicted / actual, loss, probability of predicted", fontsize=9)
+    figure.suptitle(heading, fontsize=9)
     return drawn[: len(samples)]
 
 

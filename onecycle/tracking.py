@@ -9,15 +9,16 @@ import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
-from importlib import import_module, metadata
+from importlib import metadata
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import torch
 
-from onecycle import checks
+from onecycle import checks, together
 from onecycle.callback import Callback
 from onecycle.distributed import rank
+from onecycle.extras import need
 from onecycle.metrics import named
 
 if TYPE_CHECKING:
@@ -87,7 +88,7 @@ class Tracker(Callback):
     epoch 2
     """
 
-    extra: ClassVar[str | None] = None  # the package that is needed, and the extra that has it
+    extra: ClassVar[str | None] = None  # the package that is needed, and the extra of its name
 
     def __init__(self, every: int = 1) -> None:
         self.every = checks.integer("every", every)
@@ -112,7 +113,7 @@ class Tracker(Callback):
         if rank():
             return
         if self.extra is not None:
-            require(self.extra, type(self).__name__)
+            need(self.extra, self.extra)
         recorder = learn.recorder
         if self.rows > len(recorder.history) or self.steps > len(recorder.lrs):
             self.run, self.rows, self.steps = None, 0, 0
@@ -175,20 +176,6 @@ class Tracker(Callback):
         self._is_open = True
 
 
-def require(extra: str, user: str) -> None:
-    """Import the package of an extra that has its name.
-
-    Raises:
-        ImportError: it is not installed, which `user` needs.
-
-    >>> require("numpy", "Somebody")
-    """
-    try:
-        import_module(extra)
-    except ImportError as error:
-        raise ImportError(f'{user} needs {extra}: pip install "onecycle[{extra}]"') from error
-
-
 def records(recorder: Recorder, rows: int = 0, steps: int = 0, every: int = 1) -> list[Record]:
     """Return what is recorded, without the first `rows` and `steps`, in the order it came to be.
 
@@ -247,7 +234,7 @@ def config(learn: Learner) -> Config:
         "model": type(learn.model).__name__,
         "parameters": sum(n for n, _ in sizes),
         "trainable": sum(n for n, trained in sizes if trained),
-        "optimizer": type(learn.opt).__name__,
+        "optimizer": together.name(learn.opt),
         "metrics": list(named(learn.metrics)),
         "device": str(learn.device),
         "versions": versions(),

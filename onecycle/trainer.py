@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from pathlib import Path
+from textwrap import shorten
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
@@ -336,7 +337,9 @@ class Trainer:
         if self.opt is self.training_step.opt:
             return
         if not isinstance(self.opt, torch.optim.Optimizer):
-            raise TypeError(f"learn.opt must be a torch optimizer, got {self.opt!r}")
+            raise TypeError(
+                f"learn.opt must be a torch optimizer, got {shorten(repr(self.opt), 99)}"
+            )
         self.training_step.use(optimizers.build(self.model, self.opt))
         self._whole = False
 

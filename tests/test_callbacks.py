@@ -57,7 +57,7 @@ MAKE = {
     "ProgressBar": onecycle.ProgressBar,
     "RayReport": ray_report,
     "Recorder": onecycle.Recorder,
-    "ReduceLROnPlateau": lambda: onecycle.ReduceLROnPlateau(patience=1, min_delta=1e9),
+    "ReduceLROnPlateau": lambda: onecycle.ReduceLROnPlateau(patience=1, min_delta=1e9, cooldown=1),
     "SaveBest": lambda: onecycle.SaveBest(Path(tempfile.mkdtemp()) / "best.pt"),
     "SWA": lambda: onecycle.SWA(0.5, at_end=True),
     "ScheduleFree": onecycle.ScheduleFree,

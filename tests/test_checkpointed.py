@@ -1,6 +1,7 @@
 """models.checkpointed: less memory, and not another bit."""
 
 import copy
+import operator
 
 import pytest
 import torch
@@ -68,8 +69,10 @@ class Held:
 @pytest.mark.parametrize("pick", PICKS)
 def test_training_is_the_same_bit_for_bit(data, pick, options):
     model = checkpointed(net(), PICKS[pick])
+    buffers = list(model.buffers())
     assert list(model.state_dict()) == list(net().state_dict())
     assert same(trained(data, model, **options), trained(data, net(), **options))
+    assert all(map(operator.is_, model.buffers(), buffers[:2]))
 
 
 def test_less_is_kept(data):

@@ -132,6 +132,7 @@ def test_the_highest_are_kept_whatever_the_batches(values, size):
     ranked = losses.sort(descending=True, stable=True).indices
     assert sorted(highest.inputs) == sorted(ranked[:size].tolist())
     assert all(kept["i"] == number for number, kept in highest.inputs.items())
+    assert all(kept["i"].untyped_storage().nbytes() == 8 for kept in highest.inputs.values())
 
 
 def test_images_are_drawn(digit_tensors):
@@ -145,12 +146,18 @@ def test_images_are_drawn(digit_tensors):
     probability = one.preds[number].max()
     assert top == f"n{predicted} / n{y[number]}\n{loss:.3g}, {probability:.3g}"
     assert len(axes) == 4
+    heading = axes[0].figure.get_suptitle()
+    assert heading == "predicted / actual, loss, probability of predicted"
+    pixels = Interpretation(one.preds, one.preds, one.losses, images)
+    ax = pixels.plot_top_losses(1)[0]
+    assert [ax.get_title(), ax.figure.get_suptitle()] == [f"{loss:.3g}", "loss"]
 
 
 def test_other_inputs_make_a_table(learn):
     table = learn.interpret().plot_top_losses(3)
     assert list(table[0]) == ["sample", "predicted", "actual", "probability", "loss"]
     assert len(table) == 3
+    assert len(found(COUNTS).plot_top_losses(99)) == 12
 
 
 @pytest.mark.parametrize(("normalize", "text"), [(False, "2"), (True, "0.33")])
@@ -158,6 +165,7 @@ def test_the_confusion_is_drawn(normalize, text):
     ax = found(COUNTS).plot_confusion_matrix(normalize=normalize, classes=["x", "y", "z"])
     assert [label.get_text() for label in ax.get_yticklabels()] == ["x", "y", "z"]
     assert ax.texts[3].get_text() == text  # actual y, predicted x
+    assert [ax.texts[i].get_color() for i in (0, 8)] == ["white", "black"]
 
 
 def test_a_regression_has_top_losses_and_no_classes(digit_tensors):
@@ -189,6 +197,7 @@ def test_two_classes_by_one_number(digit_tensors):
     preds, targets = learn.get_preds()
     right = ((preds > 0.5) == (targets > 0.5)).sum()
     assert np.diag(one.confusion_matrix()).sum() == right
+    assert one.to_pandas()["probability"].between(0.5, 1.0).all()
 
 
 def test_pixels_are_counted_but_for_those_to_ignore():
@@ -205,7 +214,7 @@ def test_pixels_are_counted_but_for_those_to_ignore():
         (lambda one: one.most_confused(0), "min_val must be at least 1"),
         (lambda one: one.plot_confusion_matrix(classes=["a"]), "classes must hold 3 names"),
         (lambda one: Interpretation(one.preds, one.targets[:3]), "must be of one length"),
-        (lambda one: Interpretation(one.preds, one.targets).top_losses(), "losses were not given"),
+        (lambda one: Interpretation(one.preds, one.targets).top_losses(), "there are no losses"),
     ],
 )
 def test_wrong_arguments(call, message):
@@ -218,4 +227,15 @@ def test_classes_of_the_data_set_are_used(digit_tensors):
     samples = torch.utils.data.TensorDataset(x, y)
     samples.classes = list("abcdefghij")
     loader = torch.utils.data.DataLoader(samples, 30)
-    assert Learner((loader, loader), plain()).interpret().classes == samples.classes
+    learn = Learner((loader, loader), plain())
+    assert learn.interpret().classes == samples.classes
+    samples.classes = ["a", "b"]
+    assert learn.interpret().classes == list("0123456789")
+
+
+def test_a_loss_that_has_none_for_each_sample_leaves_the_rest(data):
+    learn = Learner(data, plain(), lambda pred, y: nn.functional.cross_entropy(pred, y))
+    found = learn.interpret()
+    assert found.confusion_matrix().sum() == 100
+    with pytest.raises(ValueError, match="there are no losses"):
+        found.top_losses()

@@ -183,9 +183,11 @@ def test_a_run_that_is_resumed_keeps_its_name_and_another_gets_its_own(data, tmp
     assert logs[0].run == logs[1].run != logs[2].run
 
 
-def test_a_second_learner_is_another_run(data, make, read):
+@pytest.mark.parametrize("at", [5, 10])
+def test_a_second_learner_is_another_run(data, make, read, at):
     log, learn = make(), new(data)
-    new(data).fit(2, callbacks=[log])
+    with pytest.raises(KeyboardInterrupt):
+        new(data).fit(1, callbacks=[log, Halt(at)])
     first = log.run
     learn.fit(1, callbacks=[log])
     assert log.run != first
@@ -272,18 +274,29 @@ def test_the_settings_name_the_model_the_versions_and_every_fit(data, tmp_path):
     assert [found["fit_1"]["lr"], found["fit_2"]["max_lr"]] == [[0.1], [0.2]]
 
 
+class Full(Tracker):
+    """Knows how its runs were closed."""
+
+    closed = ()
+
+    def close(self, *, failed):
+        self.closed = (*self.closed, failed)
+
+
+def test_a_run_is_closed_as_the_fit_ended(data):
+    learn, log = new(data), Full()
+    with pytest.raises(KeyboardInterrupt):
+        learn.fit(1, callbacks=[log, Halt(5)])
+    learn.fit(1, callbacks=[log])
+    assert log.closed == (True, False)
+
+
 @pytest.mark.parametrize("where", ["open", "write", "draw"])
-def test_an_error_of_its_own_closes_the_run_as_a_failed_one(data, where):
-    class Full(Tracker):
-        closed = ()
-
-        def close(self, *, failed):
-            self.closed = (*self.closed, failed)
-
+def test_an_error_of_its_own_closes_the_run_as_a_failed_one(data, where, monkeypatch):
     def fails(*_):
         raise OSError("no space left")
 
-    setattr(Full, where, fails)
+    monkeypatch.setattr(Full, where, fails)
 
     log = Full()
     with pytest.raises(OSError, match="no space left"):
@@ -332,6 +345,7 @@ def test_a_missing_package_is_named_with_its_extra(data, tmp_path, monkeypatch):
         (lambda path: CSVLogger(path, every=0), "every must be at least 1"),
         (lambda path: CSVLogger(7), "folder must be the name of a folder"),
         (lambda path: CSVLogger(path / "file"), "folder: .* is a file"),
+        (lambda path: CSVLogger(path / "log.csv"), "folder is for several files.* give '.*log'"),
         (lambda path: JSONLLogger(path), "path: .* is a folder"),
         (lambda path: TensorBoardLogger(None), "log_dir must be the name of a folder"),
     ],

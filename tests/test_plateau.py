@@ -32,6 +32,7 @@ def scales(learn):
         ([1, 2, 0, 1, 1, 1], {"patience": 2}, [1, 1, 1, 1, 1, 0.5]),
         ([1, 1, 1, 1, 1, 1], {"patience": 1, "cooldown": 2}, [1, 1, 0.5, 0.5, 0.5, 0.25]),
         ([1, 1, 1, 1, 1, 1], {"patience": 1, "min_lr": 0.02}, [1, 1, 0.5, 0.25, 0.25, 0.25]),
+        ([1, 1, 1, 1, 1], {"patience": 1, "min_lr": 0.03}, [1, 1, 0.5, 0.375, 0.375]),
         ([9, 8, 7, 6, 5], {"patience": 2, "min_delta": 1.5}, [1, 1, 1, 1, 1]),
         ([9, 8, 8, 7, 5], {"patience": 2, "min_delta": 1.5}, [1, 1, 1, 0.5, 0.5]),
         ([1, 2, 3, 3, 3], {"patience": 1, "mode": "max"}, [1, 1, 1, 1, 0.5]),
@@ -42,6 +43,7 @@ def test_when_it_reduces(data, values, options, expected):
     plateau = ReduceLROnPlateau("told", 0.5, **options)
     learn.fit(len(values), 0.08, callbacks=[plateau])
     assert scales(learn) == pytest.approx(expected)
+    assert plateau.scale == pytest.approx(expected[-1])  # none at the end, where nothing follows
     assert learn.opt.param_groups[0]["lr"] == 1e-3
     learn.callbacks[0].values = [1, 1]
     learn.fit(1, 0.08, callbacks=[plateau])
@@ -109,7 +111,8 @@ def test_an_epoch_without_a_value_counts_for_nothing(data):
 
 def test_it_says_so_in_one_line(data, monkeypatch, capsys):
     monkeypatch.setenv("ONECYCLE_PROGRESS", "log")
-    told(data, [2, 1, 1, 1, 1]).fit(5, callbacks=[ReduceLROnPlateau("told", 0.2)])
+    plateau = ReduceLROnPlateau("told", 0.2, min_lr=2e-4)
+    told(data, [2, *[1] * 6]).fit(7, 1e-3, callbacks=[plateau])
     lines = capsys.readouterr().out.splitlines()
     said = [line for line in lines if "improved" in line]
     assert said == [

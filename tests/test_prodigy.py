@@ -33,6 +33,16 @@ def test_the_statement_is_drawn_and_reported(prodigy, tmp_path):
     assert "Prodigy sets its own" in prodigy.report(tmp_path / "report.html").read_text()
 
 
+def test_a_setting_called_d_is_no_scale():
+    class Own(torch.optim.SGD):
+        def __init__(self, params, lr=0.1, d=2.0):
+            super().__init__(params, lr)
+            for group in self.param_groups:
+                group["d"] = d
+
+    assert not optimizers.sets_scale(Own(mlp().parameters()))
+
+
 def test_a_comparison_states_it_for_each(prodigy):
     found = prodigy.lr_find(wd=[0.0, 0.1])
     assert isinstance(found, LROverlay)

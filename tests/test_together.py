@@ -13,6 +13,7 @@ from onecycle import Checkpoint, Learner, ScheduleFree, muon_split, optimizers
 from onecycle.muon import hidden_weights
 from onecycle.schedules import one_cycle, one_cycle_momentum, sample
 from onecycle.together import Together
+from onecycle.tracking import config
 from onecycle.tuning.twin import twin
 
 needs_muon = pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="torch before 2.9")
@@ -80,7 +81,9 @@ def test_a_number_is_for_the_last_and_the_others_keep_their_ratio(data):
 
 
 def test_every_part_has_its_group_decay_and_momentum(data):
-    opt = of_parts(data, wd=0.3).opt
+    learn = of_parts(data, wd=0.3)
+    assert config(learn)["optimizer"] == "SGD + AdamW"
+    opt = learn.opt
     values = [(g["layer_group"], g["weight_decay"]) for g in opt.param_groups]
     assert values == [(0, 0.3), (0, 0.0), (1, 0.3), (1, 0.0)]
     optimizers.write(opt, "mom", [0.5])
@@ -236,6 +239,7 @@ HIDDEN = {
     [
         (deep(), {"2.weight"}),
         (Transformer(), HIDDEN),
+        (nn.Sequential(nn.Linear(4, 4), nn.Embedding(9, 4), *deep()[2:]), {"2.weight"}),
         (nn.Sequential(nn.Conv2d(1, 4, 3), nn.Linear(4, 4), nn.Linear(4, 2)), {"1.weight"}),
         (nn.Sequential(nn.Conv2d(1, 4, 3), nn.Conv2d(4, 4, 3), nn.Linear(4, 2)), set()),
     ],

@@ -22,7 +22,7 @@ def in_memory(digit_tensors, seed=0):
 @pytest.mark.parametrize(("beta", "weight"), [(0.25, 0.25), (1.0, 1.0), (None, 0.5)])
 def test_probabilities_are_averaged(data, digit_tensors, beta, weight):
     learn = Learner(data, plain())
-    preds, targets = learn.tta(n=1, augment=lambda x: x.flip(1), beta=beta)
+    preds, targets = learn.tta(n=1, augment=lambda x: x.copy_(x.flip(1)), beta=beta)
     x, y = (part[300:400] for part in digit_tensors)
     with torch.no_grad():
         plainly, flipped = learn.model(x).softmax(1), learn.model(x.flip(1)).softmax(1)

@@ -30,7 +30,7 @@ class CSVLogger(Tracker):
         every: steps between two that are written.
 
     Raises:
-        ValueError, TypeError: an argument out of its range.
+        ValueError, TypeError: an argument out of its range; the name of a file.
         OSError: a file cannot be written.
 
     >>> log = CSVLogger("runs/digits", every=10)
@@ -39,6 +39,9 @@ class CSVLogger(Tracker):
     def __init__(self, folder: files.PathLike, every: int = 1) -> None:
         super().__init__(every)
         self.folder = files.as_folder(folder)
+        if self.folder.suffix == ".csv":
+            name = str(self.folder.with_suffix(""))
+            raise ValueError(f"folder is for several files, got {str(folder)!r}; give {name!r}")
         self._file: IO[str] | None = None
 
     def open(self, learn: Learner) -> None:

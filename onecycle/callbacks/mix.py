@@ -42,6 +42,10 @@ class Mixing(Callback):
         """Return the share that a sample keeps of itself, and what mixes inputs so."""
         raise NotImplementedError
 
+    def is_image(self, target: Tensor, inputs: Any) -> bool:  # noqa: ARG002
+        """Tell whether a target has a value for each pixel of the inputs, and is mixed as they."""
+        return False
+
     def on_train_begin(self, learn: Learner) -> None:
         """Refuse to mix what another callback mixes."""
         mixing = [type(cb).__name__ for cb in learn.loop.callbacks if isinstance(cb, Mixing)]
@@ -63,7 +67,9 @@ class Mixing(Callback):
         # On the CPU, where numbers are the same whatever the device.
         order = torch.randperm(n, device="cpu").to(learn.device, non_blocking=True)
         mixed = batches.each(lambda x: mix(x, order), inputs)
-        if isinstance(target, Tensor) and target.is_floating_point():
+        if isinstance(target, Tensor) and self.is_image(target, inputs):
+            target = mix(target, order)
+        elif isinstance(target, Tensor) and target.is_floating_point():
             target = _blend(target, order, self._share)
         else:
             self._partners = batches.each(lambda y: y[order], target)
@@ -146,7 +152,7 @@ class CutMix(Mixing):
     lam is drawn from Beta(alpha, alpha), one for each batch; the box has sides of sqrt(1 - lam) of
     the image's and its centre anywhere, so that a part may lie outside. The share of the own target
     is the share of the image that is left of it; targets are taken as in `MixUp`, one for each
-    image.
+    image. Targets with a value for each pixel, (N, ..., H, W), get the same box as the images.
 
     Args:
         alpha: above 0; at 1 every share is as likely.
@@ -178,6 +184,10 @@ class CutMix(Mixing):
         rows, columns = _cut(height, side), _cut(width, side)
         area = (rows.stop - rows.start) * (columns.stop - columns.start)
         return 1.0 - area / (height * width), partial(_paste, box=(rows, columns))
+
+    def is_image(self, target: Tensor, inputs: Any) -> bool:
+        """Tell whether it has the size of the images, as masks have."""
+        return target.ndim > 2 and target.shape[-2:] == batches.tensors(inputs)[0].shape[-2:]
 
 
 def _blend(values: Tensor, order: Tensor, share: float) -> Tensor:

@@ -27,7 +27,7 @@ class ReduceLROnPlateau(Callback):
         min_delta: what a value must be better by.
         mode: "min" or "max" is better; None asks the metric, of losses less is better.
         cooldown: epochs after a reduction that are not counted.
-        min_lr: what no reduction takes the rate of the last group below.
+        min_lr: a reduction takes the rate of the last group no lower than this.
 
     Raises:
         ValueError, TypeError: an argument out of its range; when the fit begins, no such column, a
@@ -112,12 +112,14 @@ class ReduceLROnPlateau(Callback):
 
     def _reduce(self, learn: Trainer) -> None:
         waited, self._waited = self._waited, 0
-        if optimizers.read(learn.opt, "lr") * self.factor < self.min_lr:
+        rate = optimizers.read(learn.opt, "lr")
+        factor = max(self.factor, self.min_lr / rate if rate else 0.0)
+        if factor > 1.0 - 1e-9:
             return
-        self.scale *= self.factor
+        self.scale *= factor
         self._rest = self.cooldown
         if learn.scheduler is None:  # nobody writes the rate again
-            _multiply(learn, self.factor)
+            _multiply(learn, factor)
         epochs = "1 epoch" if waited == 1 else f"{waited} epochs"
         since = f", since epoch {self.monitor.epoch}" if self.monitor.epoch else ""
         self._text = (

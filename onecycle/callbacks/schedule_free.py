@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from typing import TYPE_CHECKING, Any
 
-from onecycle import checks, optimizers
+from onecycle import checks, optimizers, together
 from onecycle.averaging import BUFFERS, estimate_norms
 from onecycle.callback import Callback
 from onecycle.rungs import anneals
@@ -56,11 +56,11 @@ class ScheduleFree(Callback):
         if not optimizers.has_modes(learn.opt):
             raise TypeError(
                 f"opt_func: ScheduleFree is for optimizers with train() and eval(), such as "
-                f"schedulefree.AdamWScheduleFree, got {type(learn.opt).__name__}"
+                f"schedulefree.AdamWScheduleFree, got {together.name(learn.opt)}"
             )
         if anneals(learn.scheduler):
             warnings.warn(
-                f"{type(learn.opt).__name__} averages instead of annealing and is meant for a flat "
+                f"{together.name(learn.opt)} averages instead of annealing and is meant for a flat "
                 "rate, fit(epochs, lr) with its own warm-up, but this schedule anneals",
                 stacklevel=2,
             )

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from onecycle import checks, optimizers
+from onecycle import checks, optimizers, together
 from onecycle.callbacks.scheduler import OneCycleScheduler
 from onecycle.notes import noted
 from onecycle.plan import CYCLE
@@ -163,7 +163,7 @@ class Field:
             raise ValueError("find judges on validation data, and this learner has none")
         if optimizers.has_modes(self.learn.opt):
             raise ValueError(
-                f"find trains complete 1cycles, and {type(self.learn.opt).__name__} averages "
+                f"find trains complete 1cycles, and {together.name(self.learn.opt)} averages "
                 "instead of annealing: compare flat runs, fit(epochs, lr), by hand"
             )
         if "batch_size" in self._made:
