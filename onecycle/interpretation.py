@@ -15,6 +15,7 @@ from onecycle.batch import as_tensor
 from onecycle.evaluation import Evaluator
 from onecycle.highest import Highest
 from onecycle.labels import Labels, confusion, figures, labels
+from onecycle.losses import NoLossError
 from onecycle.tables import Table
 
 if TYPE_CHECKING:
@@ -298,7 +299,7 @@ def read(
         nonlocal unknown
         try:
             return losses(pred, target, n)
-        except ValueError:  # all but the top losses is there without them
+        except NoLossError:  # all but the top losses is there without them
             unknown = True
             return torch.full((n,), math.nan)
 

@@ -99,11 +99,15 @@ def per_sample(loss_func: Any) -> Callable[[Any, Any], Tensor] | None:
     return lambda pred, target: rows(each(pred, target))
 
 
+class NoLossError(ValueError):
+    """A loss that has no value for each sample."""
+
+
 def of_samples(loss_func: Any, pred: Any, target: Any, n: int) -> Tensor:
     """Return the losses (n,) of the n samples of a batch, by an inferred loss where it is None.
 
     Raises:
-        ValueError: the loss has no value for each sample.
+        NoLossError: the loss has no value for each sample.
 
     >>> of_samples(nn.L1Loss(), torch.tensor([1.0, 3.0]), torch.zeros(2), 2)
     tensor([1., 3.], dtype=torch.float64)
@@ -111,7 +115,7 @@ def of_samples(loss_func: Any, pred: Any, target: Any, n: int) -> Tensor:
     each = per_sample(infer_loss(target) if loss_func is None else loss_func)
     values = None if each is None else each(pred, target)
     if values is None or values.shape != (n,):
-        raise ValueError(
+        raise NoLossError(
             "loss_func has no loss for each sample: it needs an option reduction, as torch's "
             f'losses have, "mean" by default, and one number for each sample by "none"; got '
             f"{getattr(loss_func, '__name__', loss_func)}"

@@ -239,3 +239,11 @@ def test_a_loss_that_has_none_for_each_sample_leaves_the_rest(data):
     assert found.confusion_matrix().sum() == 100
     with pytest.raises(ValueError, match="there are no losses"):
         found.top_losses()
+
+
+def test_an_error_of_the_loss_itself_is_raised(data):
+    def faulty(pred, y, reduction="mean"):
+        raise ValueError("a fault of its own")
+
+    with pytest.raises(ValueError, match="a fault of its own"):
+        Learner(data, plain(), faulty).interpret()
