@@ -520,7 +520,10 @@ class Trainer:
     # ---- evaluation: leaves no trace -----------------------------------------------------------
 
     def validate(self, dl: Iterable[Any] | None = None) -> dict[str, float]:
-        """Return valid_loss and every metric over `dl` or the validation data; no callback runs."""
+        """Return valid_loss and every metric over `dl` or the validation data; no callback runs.
+
+        Of several processes all have to call it, and each gets the scores of the whole.
+        """
         return self.evaluate(self._loader(dl))
 
     def evaluate(
@@ -566,6 +569,8 @@ class Trainer:
         activate: bool = True,
     ) -> tuple[Any, ...]:
         """Return (predictions, targets) over `dl` or the validation data, in its order, on the CPU.
+
+        Of several processes all have to call it, and each gets the whole.
 
         Args:
             dl: batches with targets, or of inputs alone; then the targets are None.
