@@ -185,6 +185,11 @@ class World:
             )
         self.broken, self.agreed = False, None
 
+    def end(self) -> None:
+        """A run is over in all processes; its last signal held the batch that it was raised in."""
+        self.meet("end")
+        self.agreed = None
+
     def forget(self) -> None:
         """All have begun anew, so what this process has said of an earlier failure is over."""
         if not self.alone:

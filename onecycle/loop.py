@@ -137,7 +137,7 @@ class Loop:
                 self._end(learn)
                 for saver in savers:
                     saver.end(learn)
-                learn.world.meet("end")
+                learn.world.end()
             except BaseException as error:
                 cause = learn.world.failed(error)
                 if self.running:

@@ -40,7 +40,7 @@ class Mixing(Callback):
 
     def mixer(self, inputs: list[Tensor]) -> tuple[float, Mixer]:
         """Return the share that a sample keeps of itself, and what mixes inputs so."""
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} does not say how it mixes: MixUp does")
 
     def is_image(self, target: Tensor, inputs: Any) -> bool:  # noqa: ARG002
         """Tell whether a target has a value for each pixel of the inputs, and is mixed as they."""
